@@ -1,0 +1,228 @@
+//! Every key and value that crosses the kernel boundary.
+//!
+//! All are `repr(C)`, plain old data, without implicit padding, and of a size
+//! asserted here. Ports and addresses are big-endian byte arrays, as on the
+//! wire; a plain integer is in host order. Change any of it, and
+//! [`ABI_VERSION`] goes up: a daemon adopts only tables of its own version.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::Address;
+
+/// The version of everything in this module.
+pub const ABI_VERSION: u32 = 1;
+
+/// No service, or no backend: the packet ended before one was known.
+pub const NOBODY: u32 = u32::MAX;
+
+/// IP protocol numbers (RFC 9293, RFC 768) that can be balanced.
+pub const TCP: u8 = 6;
+/// See [`TCP`].
+pub const UDP: u8 = 17;
+
+/// One end of a connection: the key of the `ENDPOINTS` table.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct Endpoint {
+    /// The address.
+    pub address: Address,
+    /// The port, big-endian.
+    pub port: [u8; 2],
+    /// [`TCP`] or [`UDP`].
+    pub protocol: u8,
+    /// Always zero.
+    pub zero: u8,
+}
+
+/// How packets of a service reach its backends.
+pub mod forward {
+    /// Both addresses rewritten; the source becomes the service's own.
+    pub const FULL_NAT: u8 = 1;
+    /// Only the destination rewritten; the backend sees the client's address.
+    pub const NAT: u8 = 2;
+}
+
+/// Who stands behind an [`Endpoint`].
+pub mod role {
+    /// A service: packets to it are balanced.
+    pub const SERVICE: u8 = 1;
+    /// A backend: packets from it may be answers.
+    pub const BACKEND: u8 = 2;
+}
+
+/// Who stands behind an [`Endpoint`]: the value of the `ENDPOINTS` table.
+///
+/// One endpoint may be both a service and another service's backend, so the
+/// roles are bits.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Party {
+    /// The service's number, where `roles` has [`role::SERVICE`].
+    pub service: u32,
+    /// One of [`forward`], where `roles` has [`role::SERVICE`].
+    pub forward: u8,
+    /// Bits of [`role`].
+    pub roles: u8,
+    /// Always zero.
+    pub zero: [u8; 2],
+}
+
+/// A backend of a service: the value of the `BACKENDS` table, by number.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Backend {
+    /// Where it listens.
+    pub address: Address,
+    /// The port it listens on, big-endian.
+    pub port: [u8; 2],
+    /// Bits of [`backend`]; zero in an unused slot.
+    pub flags: u16,
+    /// The service it belongs to.
+    pub service: u32,
+}
+
+/// Bits of [`Backend::flags`].
+pub mod backend {
+    /// The slot is in use.
+    pub const USED: u16 = 1;
+    /// It was healthy when the controller last wrote; a restarted controller
+    /// goes on from here.
+    pub const UP: u16 = 2;
+}
+
+/// The two ends of a packet as it arrived: the key of both flow tables.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct FlowKey {
+    /// Source address.
+    pub src: Address,
+    /// Destination address.
+    pub dst: Address,
+    /// Source port, big-endian.
+    pub src_port: [u8; 2],
+    /// Destination port, big-endian.
+    pub dst_port: [u8; 2],
+    /// [`TCP`] or [`UDP`].
+    pub protocol: u8,
+    /// Always zero.
+    pub zero: [u8; 3],
+}
+
+/// One direction of a translated connection: what becomes of a packet with
+/// the entry's [`FlowKey`].
+///
+/// The other direction is another entry, and each can be rebuilt from the
+/// other (see [`crate::flow::twin`]).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Flow {
+    /// The source address on the way out.
+    pub src: Address,
+    /// The destination address on the way out.
+    pub dst: Address,
+    /// The source port on the way out, big-endian.
+    pub src_port: [u8; 2],
+    /// The destination port on the way out, big-endian.
+    pub dst_port: [u8; 2],
+    /// The service's number.
+    pub service: u32,
+    /// The backend's number.
+    pub backend: u32,
+    /// What the change of addresses does to the IPv4 header checksum.
+    pub ip_delta: u16,
+    /// What the change of addresses and ports does to the transport checksum.
+    pub transport_delta: u16,
+    /// The part that changes while the connection lives.
+    pub life: Life,
+    /// Zero from the client to the backend, one from the backend to the client.
+    pub reply: u8,
+    /// Always zero.
+    pub zero: [u8; 3],
+}
+
+/// How a connection stands: the part of a [`Flow`] written in place.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Life {
+    /// When a packet was last noted (at most once in [`Settings::refresh_ticks`]),
+    /// in kernel ticks, the low 32 bits.
+    pub seen: u32,
+    /// The acknowledgement number that proves that the client heard the
+    /// backend's SYN-ACK; meaningful once `state` has [`crate::flow::ANSWERED`].
+    pub proof: u32,
+    /// Bits of [`crate::flow`].
+    pub state: u32,
+}
+
+/// Packets and bytes by direction: the value of the `SERVICE_TRAFFIC` and
+/// `BACKEND_TRAFFIC` tables, per CPU. Bytes are those of whole frames as they
+/// arrived.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Traffic {
+    /// Packets from clients.
+    pub forward_packets: u64,
+    /// Bytes from clients.
+    pub forward_bytes: u64,
+    /// Packets from backends.
+    pub reply_packets: u64,
+    /// Bytes from backends.
+    pub reply_bytes: u64,
+    /// Connections begun.
+    pub new_flows: u64,
+}
+
+/// Whose drop it was: the key of the `DROPS` table, whose value is a count per CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct DropKey {
+    /// The service's number, or [`NOBODY`].
+    pub service: u32,
+    /// The backend's number, or [`NOBODY`].
+    pub backend: u32,
+    /// The number of the [`crate::Verdict`].
+    pub verdict: u32,
+}
+
+/// What the program is told when it is loaded; constants to the verifier.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Settings {
+    /// How many kernel ticks may pass before a packet of a known flow notes
+    /// that the flow lives: one second.
+    pub refresh_ticks: u32,
+    /// How many ticks without a packet make a flow's port free to take again.
+    pub idle_ticks: u32,
+    /// The first source port of full-nat, in host order.
+    pub first_port: u32,
+    /// How many source ports full-nat may use, from the first on.
+    pub port_count: u32,
+    /// Mixed into the choice of ports, so that outsiders cannot steer it.
+    pub seed: u32,
+}
+
+/// A schedule as the data path reads it: an array of 64-bit words in a map of
+/// its own, exchanged whole.
+pub mod sequence {
+    /// The word that counts connections scheduled; the place in the sequence
+    /// is this modulo the length.
+    pub const CURSOR: u32 = 0;
+    /// The word that holds the number of slots.
+    pub const LENGTH: u32 = 1;
+    /// The first of the slots, each the number of a backend.
+    pub const FIRST: u32 = 2;
+    /// The most slots a sequence may have.
+    pub const MAX_LENGTH: u32 = 65_536;
+}
+
+const _: () = {
+    assert!(size_of::<Endpoint>() == 20);
+    assert!(size_of::<Party>() == 8);
+    assert!(size_of::<Backend>() == 24);
+    assert!(size_of::<FlowKey>() == 40);
+    assert!(size_of::<Flow>() == 64);
+    assert!(size_of::<Life>() == 12);
+    assert!(size_of::<Traffic>() == 40);
+    assert!(size_of::<DropKey>() == 12);
+    assert!(size_of::<Settings>() == 20);
+};

@@ -1,0 +1,18 @@
+//! What both sides of the kernel boundary must agree on.
+//!
+//! [`abi`] holds every key and value of every BPF map, [`verdict`] the one list
+//! of things that can happen to a packet, [`addr`] the form addresses have in
+//! maps, and [`flow`] the pure rules of a connection's two table entries. The
+//! data path (`lb-ebpf`) and the controller (`lb-userspace`) both build on it;
+//! it knows neither aya nor sockets.
+
+#![no_std]
+
+pub mod abi;
+pub mod addr;
+pub mod checksum;
+pub mod flow;
+pub mod verdict;
+
+pub use addr::Address;
+pub use verdict::{Action, Verdict};

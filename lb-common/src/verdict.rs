@@ -1,0 +1,134 @@
+//! Everything that can happen to a packet, as one flat list.
+//!
+//! The number is the index of the packet's counter and is never reused; the
+//! name is the metric label and the word the command line uses; the help says
+//! what happened and what to do about it. The README's table, the metrics and
+//! `lb drops` are all made from this list.
+
+/// What the kernel does with the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Action {
+    /// To the host's own network stack.
+    Pass,
+    /// Back out of the interface it came in on.
+    Transmit,
+    /// Out of another interface.
+    Redirect,
+    /// Nowhere.
+    Drop,
+}
+
+impl Action {
+    /// The value of the `verdict` label in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Transmit => "tx",
+            Self::Redirect => "redirect",
+            Self::Drop => "drop",
+        }
+    }
+}
+
+macro_rules! verdicts {
+    ($($(#[$meta:meta])* $number:literal $variant:ident $name:literal $action:ident $help:literal)+) => {
+        /// What became of one packet, and why.
+        #[repr(u8)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Verdict {
+            $(#[doc = $help] $(#[$meta])* $variant = $number,)+
+        }
+
+        impl Verdict {
+            /// Every verdict, by number.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The word for it in metrics, on the command line and in the documentation.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// What the kernel does with such a packet.
+            pub const fn action(self) -> Action {
+                match self { $(Self::$variant => Action::$action,)+ }
+            }
+
+            /// What it means and what to do about it.
+            pub const fn help(self) -> &'static str {
+                match self { $(Self::$variant => $help,)+ }
+            }
+        }
+    };
+}
+
+verdicts! {
+    0 NotIp "not_ip" Pass
+        "Neither IPv4 nor IPv6 (ARP, LLDP, VLAN-tagged …): left to the host."
+    1 NotTransport "not_transport" Pass
+        "IP, but neither TCP nor UDP right behind the IP header (ICMP, VRRP, IPv6 extension headers …): left to the host."
+    2 NoService "no_service" Pass
+        "Not for any service and not an answer from a backend: left to the host."
+    3 Truncated "truncated" Pass
+        "The frame ends before the addresses and ports can be read: left to the host, which discards it."
+    4 BadHeader "bad_header" Pass
+        "The IP header contradicts itself (version or header length): left to the host, which discards it."
+    5 LaterFragment "later_fragment" Pass
+        "A fragment other than the first has no ports: left to the host. Set the backends' and clients' MTU so that they need not fragment."
+    6 ForwardTx "forward_tx" Transmit
+        "From a client to a backend, out of the interface it came in on."
+    7 ForwardRedirect "forward_redirect" Redirect
+        "From a client to a backend, out of another interface."
+    8 ReplyTx "reply_tx" Transmit
+        "From a backend to a client, out of the interface it came in on."
+    9 ReplyRedirect "reply_redirect" Redirect
+        "From a backend to a client, out of another interface."
+    10 NeighbourPending "neighbour_pending" Pass
+        "Translated and given to the host's stack, because the next hop's link address is not known yet: the stack resolves it and sends the packet on. A few after a start are normal; many mean that the next hop does not answer ARP or neighbour discovery."
+    11 LocalDestination "local_destination" Pass
+        "Translated and given to the host's stack, because the destination is this host itself."
+    12 LengthMismatch "length_mismatch" Drop
+        "The IP length is longer than the frame or shorter than its own headers: damaged or forged."
+    13 ShortTransport "short_transport" Drop
+        "The frame ends inside the TCP or UDP header: damaged or forged."
+    14 Fragment "fragment" Drop
+        "The first fragment of a fragmented packet to a service: fragments are not forwarded. Lower the sender's MTU."
+    15 TtlExpired "ttl_expired" Drop
+        "The TTL or hop limit ran out here: a routing loop, or a traceroute."
+    16 BadSource "bad_source" Drop
+        "The source address can belong to no sender (unspecified, loopback, multicast or broadcast): forged."
+    17 BadFlags "bad_flags" Drop
+        "A combination of TCP flags that no connection produces (such as SYN with FIN or RST): a scan."
+    18 NoBackend "no_backend" Drop
+        "The service has no backend to offer: all are down, drained or removed. See `lb service show`."
+    19 NoFlow "no_flow" Drop
+        "TCP to a service, neither a new connection nor one that is known: it ended, or was begun before the balancer knew it."
+    20 OrphanReply "orphan_reply" Drop
+        "From a backend to a translated port that no connection uses any more: a late answer."
+    21 PortsExhausted "ports_exhausted" Drop
+        "No free source port towards this backend for a full-nat connection: more than about 30,000 at once to one address and port. Add backends or use `nat`."
+    22 FlowTableFull "flow_table_full" Drop
+        "The flow table refused the entry: raise node.max_flows."
+    23 NoRoute "no_route" Drop
+        "The host's routing table has no way to the destination (or a blackhole, prohibit or unreachable route): see `ip route get`."
+    24 TooBig "too_big" Drop
+        "Larger than the MTU on the way out: make the MTUs equal, or lower the sender's MSS."
+    25 EgressNotAttached "egress_not_attached" Drop
+        "The way out is an interface that the balancer is not attached to: add it to node.interfaces."
+    26 ForwardingDisabled "forwarding_disabled" Drop
+        "The kernel's forwarding is switched off on the interface: something reset net.ipv4.conf.IF.forwarding or net.ipv6.conf.IF.forwarding after the start."
+    27 UnknownBackend "unknown_backend" Drop
+        "The schedule named a backend that its table does not hold: a fault of the balancer, please report it."
+}
+
+/// Capacity of the table of verdict counters; a power of two, so that the
+/// counters need not move when verdicts are added.
+pub const VERDICT_SLOTS: u32 = 64;
+
+const _: () = {
+    assert!(Verdict::ALL.len() <= VERDICT_SLOTS as usize);
+    let mut i = 0;
+    while i < Verdict::ALL.len() {
+        assert!(Verdict::ALL[i] as usize == i, "verdict numbers are their places in the list");
+        i += 1;
+    }
+};

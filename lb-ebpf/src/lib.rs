@@ -1,0 +1,2 @@
+//! The data path.
+#![no_std]

@@ -1,0 +1,1 @@
+//! Sequences for exact weighted round-robin.
