@@ -1,13 +1,13 @@
 //! Every key and value that crosses the kernel boundary.
 //!
 //! All are `repr(C)`, plain old data, without implicit padding, and of a size
-//! asserted here. Ports and addresses are big-endian byte arrays, as on the
-//! wire; a plain integer is in host order. Change any of it, and
+//! asserted here. Ports and addresses are in network order and have types that
+//! say so; a plain integer is in host order. Change any of it, and
 //! [`ABI_VERSION`] goes up: a daemon adopts only tables of its own version.
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::Address;
+use crate::{Address, Be16};
 
 /// The version of everything in this module.
 pub const ABI_VERSION: u32 = 1;
@@ -26,8 +26,8 @@ pub const UDP: u8 = 17;
 pub struct Endpoint {
     /// The address.
     pub address: Address,
-    /// The port, big-endian.
-    pub port: [u8; 2],
+    /// The port.
+    pub port: Be16,
     /// [`TCP`] or [`UDP`].
     pub protocol: u8,
     /// Always zero.
@@ -73,8 +73,8 @@ pub struct Party {
 pub struct Backend {
     /// Where it listens.
     pub address: Address,
-    /// The port it listens on, big-endian.
-    pub port: [u8; 2],
+    /// The port it listens on.
+    pub port: Be16,
     /// Bits of [`backend`]; zero in an unused slot.
     pub flags: u16,
     /// The service it belongs to.
@@ -98,10 +98,10 @@ pub struct FlowKey {
     pub src: Address,
     /// Destination address.
     pub dst: Address,
-    /// Source port, big-endian.
-    pub src_port: [u8; 2],
-    /// Destination port, big-endian.
-    pub dst_port: [u8; 2],
+    /// Source port.
+    pub src_port: Be16,
+    /// Destination port.
+    pub dst_port: Be16,
     /// [`TCP`] or [`UDP`].
     pub protocol: u8,
     /// Always zero.
@@ -120,10 +120,10 @@ pub struct Flow {
     pub src: Address,
     /// The destination address on the way out.
     pub dst: Address,
-    /// The source port on the way out, big-endian.
-    pub src_port: [u8; 2],
-    /// The destination port on the way out, big-endian.
-    pub dst_port: [u8; 2],
+    /// The source port on the way out.
+    pub src_port: Be16,
+    /// The destination port on the way out.
+    pub dst_port: Be16,
     /// The service's number.
     pub service: u32,
     /// The backend's number.

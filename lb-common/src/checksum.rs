@@ -6,61 +6,74 @@
 //! the flow begins, and kept in its table entry: a packet then costs one
 //! addition, IPv6 as little as IPv4.
 
+use crate::{Address, Be16};
+
 /// Taking one from the TTL, as a change of the 16-bit word it shares with the
 /// protocol: `~m + (m - 0x0100)` is the same whatever `m` was.
-pub const TTL_DECREMENT: Delta = Delta(0xfeff);
+pub const TTL_DECREMENT: Delta = Delta(!u16::from_ne_bytes([1, 0]));
 
 /// A change to checksummed words, in ones' complement, folded to 16 bits.
+///
+/// Words are taken in memory order on both sides, which ones' complement sums
+/// allow (RFC 1071, section 2, "byte order independence").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Delta(pub u16);
 
 impl Delta {
-    /// Nothing changed.
-    pub const NONE: Self = Self(0);
-
-    /// The change from one 16-bit word to another.
+    /// The change from one port to another.
     #[inline(always)]
-    pub const fn word(from: [u8; 2], to: [u8; 2]) -> Self {
-        let sum = (!u16::from_be_bytes(from)) as u32 + u16::from_be_bytes(to) as u32;
-        Self(fold(sum))
+    pub const fn port(from: Be16, to: Be16) -> Self {
+        Self(fold(!from.word() as u64 + to.word() as u64))
     }
 
-    /// The change from one run of 16 bytes to another.
+    /// The change from one address to another. The prefix of the mapped form
+    /// cancels out.
     #[inline(always)]
-    pub fn bytes16(from: &[u8; 16], to: &[u8; 16]) -> Self {
-        let mut sum: u32 = 0;
-        let mut i = 0;
-        while i < 16 {
-            sum += u32::from(!u16::from_be_bytes([from[i], from[i + 1]]));
-            sum += u32::from(u16::from_be_bytes([to[i], to[i + 1]]));
-            i += 2;
-        }
-        Self(fold(sum))
+    pub const fn address(from: &Address, to: &Address) -> Self {
+        let [a, b, c, d] = from.words();
+        let [e, f, g, h] = to.words();
+        Self(fold(
+            !a as u64
+                + !b as u64
+                + !c as u64
+                + !d as u64
+                + e as u64
+                + f as u64
+                + g as u64
+                + h as u64,
+        ))
     }
 
     /// Both changes.
     #[inline(always)]
     pub const fn and(self, other: Self) -> Self {
-        Self(fold(self.0 as u32 + other.0 as u32))
+        Self(fold(self.0 as u64 + other.0 as u64))
     }
 
     /// The checksum field after this change to what it covers.
     #[inline(always)]
     pub const fn apply(self, check: [u8; 2]) -> [u8; 2] {
-        let sum = (!u16::from_be_bytes(check)) as u32 + self.0 as u32;
-        (!fold(sum)).to_be_bytes()
+        let sum = !u16::from_ne_bytes(check) as u64 + self.0 as u64;
+        (!fold(sum)).to_ne_bytes()
     }
 }
 
-/// Folds carries into 16 bits; two rounds suffice for any 32-bit sum.
+/// Folds carries into 16 bits. Three rounds suffice for a sum of up to 65,536
+/// 32-bit words.
 #[inline(always)]
-const fn fold(sum: u32) -> u16 {
-    let once = (sum & 0xffff) + (sum >> 16);
-    ((once & 0xffff) + (once >> 16)) as u16
+const fn fold(sum: u64) -> u16 {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    ((sum & 0xffff) + (sum >> 16)) as u16
 }
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
+
+    use std::vec::Vec;
+
     use super::*;
 
     /// The checksum of RFC 1071, word by word, as the reference.
@@ -73,7 +86,7 @@ mod tests {
 
     #[test]
     fn the_example_of_rfc_1624_section_4() {
-        let delta = Delta::word([0x55, 0x55], [0x32, 0x85]);
+        let delta = Delta::port(Be16::new(0x5555), Be16::new(0x3285));
         assert_eq!(delta.apply([0xdd, 0x2f]), [0x00, 0x00]);
     }
 
@@ -83,7 +96,7 @@ mod tests {
             let to = from.wrapping_mul(31).wrapping_add(0x1234);
             let before = full(&[from, 0xabcd, 0x0001]).to_be_bytes();
             let after = full(&[to, 0xabcd, 0x0001]).to_be_bytes();
-            let delta = Delta::word(from.to_be_bytes(), to.to_be_bytes());
+            let delta = Delta::port(Be16::new(from), Be16::new(to));
             assert_eq!(delta.apply(before), after, "{from:#x} -> {to:#x}");
         }
     }
@@ -100,13 +113,18 @@ mod tests {
     }
 
     #[test]
-    fn sixteen_bytes_are_the_sum_of_their_words() {
+    fn an_address_is_the_sum_of_its_words() {
         let from = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 255];
         let to = [255, 254, 3, 0, 0, 0, 7, 8, 99, 10, 11, 12, 13, 255, 255, 0];
-        let mut by_word = Delta::NONE;
-        for i in (0..16).step_by(2) {
-            by_word = by_word.and(Delta::word([from[i], from[i + 1]], [to[i], to[i + 1]]));
-        }
-        assert_eq!(Delta::bytes16(&from, &to).apply([0x12, 0x34]), by_word.apply([0x12, 0x34]));
+        let before = full(&from.chunks(2).map(pair).collect::<Vec<_>>()).to_be_bytes();
+        let after = full(&to.chunks(2).map(pair).collect::<Vec<_>>()).to_be_bytes();
+        assert_eq!(
+            Delta::address(&Address::v6(&from), &Address::v6(&to)).apply(before),
+            after
+        );
+    }
+
+    fn pair(bytes: &[u8]) -> u16 {
+        u16::from_be_bytes([bytes[0], bytes[1]])
     }
 }

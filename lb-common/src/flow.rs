@@ -122,9 +122,8 @@ pub const fn twin(key: &FlowKey, flow: &Flow) -> Flow {
 /// prefix cancels out, so one sum serves both families.
 #[inline(always)]
 pub fn deltas(key: &FlowKey, flow: &Flow) -> (Delta, Delta) {
-    let addresses =
-        Delta::bytes16(&key.src.0, &flow.src.0).and(Delta::bytes16(&key.dst.0, &flow.dst.0));
-    let ports = Delta::word(key.src_port, flow.src_port)
-        .and(Delta::word(key.dst_port, flow.dst_port));
+    let addresses = Delta::address(&key.src, &flow.src).and(Delta::address(&key.dst, &flow.dst));
+    let ports =
+        Delta::port(key.src_port, flow.src_port).and(Delta::port(key.dst_port, flow.dst_port));
     (addresses, addresses.and(ports))
 }

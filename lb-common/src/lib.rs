@@ -14,5 +14,5 @@ pub mod checksum;
 pub mod flow;
 pub mod verdict;
 
-pub use addr::Address;
+pub use addr::{Address, Be16};
 pub use verdict::{Action, Verdict};

@@ -118,6 +118,8 @@ verdicts! {
         "The kernel's forwarding is switched off on the interface: something reset net.ipv4.conf.IF.forwarding or net.ipv6.conf.IF.forwarding after the start."
     27 UnknownBackend "unknown_backend" Drop
         "The schedule named a backend that its table does not hold: a fault of the balancer, please report it."
+    28 TupleTaken "tuple_taken" Drop
+        "In nat mode, the backend already has a connection from this client address and port through another service address: give each service its own backend port, or use `full-nat`."
 }
 
 /// Capacity of the table of verdict counters; a power of two, so that the
@@ -128,7 +130,10 @@ const _: () = {
     assert!(Verdict::ALL.len() <= VERDICT_SLOTS as usize);
     let mut i = 0;
     while i < Verdict::ALL.len() {
-        assert!(Verdict::ALL[i] as usize == i, "verdict numbers are their places in the list");
+        assert!(
+            Verdict::ALL[i] as usize == i,
+            "verdict numbers are their places in the list"
+        );
         i += 1;
     }
 };

@@ -1,1 +1,46 @@
-fn main() {}
+//! The XDP program: the data path of `lb_ebpf` on the kernel's packets and maps.
+
+#![no_std]
+#![no_main]
+// The target has no compare-and-swap in `core::sync::atomic`, and with it goes
+// fetch-and-add, which eBPF does have (instruction set version 3).
+#![allow(internal_features)]
+#![feature(core_intrinsics)]
+
+mod kernel;
+
+use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
+use aya_log_ebpf::debug;
+use lb_common::verdict::Action;
+
+use crate::kernel::maps::KernelTables;
+use crate::kernel::packet::XdpPacket;
+
+/// Entry for every frame that the interface receives.
+#[xdp]
+pub fn lb(ctx: XdpContext) -> u32 {
+    let verdict = lb_ebpf::process(&mut XdpPacket(&ctx), &KernelTables(&ctx));
+    match verdict.action() {
+        Action::Pass => xdp_action::XDP_PASS,
+        Action::Transmit => xdp_action::XDP_TX,
+        Action::Redirect => xdp_action::XDP_REDIRECT,
+        Action::Drop => {
+            // Folded away by the verifier unless the loader asks for the level.
+            debug!(&ctx, "dropped, verdict {}", verdict as u32);
+            xdp_action::XDP_DROP
+        }
+    }
+}
+
+/// Nothing in the data path panics; the verifier refuses what could.
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// The kernel lends helpers that are marked GPL only to programs under it.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

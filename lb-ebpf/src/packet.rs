@@ -1,0 +1,99 @@
+//! The only way to touch a packet's bytes.
+//!
+//! A header is borrowed from the packet, so that none can be held across
+//! anything that may move the packet: the verifier's rule becomes the borrow
+//! checker's. Each call compares with the packet's end anew, which is what the
+//! verifier asks for.
+
+use lb_common::Verdict;
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+use network_types::udp::UdpHdr;
+
+/// Something that stands in a packet byte for byte.
+///
+/// # Safety
+/// The type has alignment 1, no padding, and every bit pattern is a value of it.
+pub unsafe trait Wire: Copy {}
+
+/// The Ethernet header (IEEE 802.3), as byte arrays: `network-types` has it
+/// with a 16-bit field, which a packet need not align.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Ethernet {
+    /// Destination link address.
+    pub dst: [u8; 6],
+    /// Source link address.
+    pub src: [u8; 6],
+    /// What follows, big-endian.
+    pub ether_type: [u8; 2],
+}
+
+/// The ports, which TCP and UDP have in the same place.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Ports {
+    /// Source port, big-endian.
+    pub src: [u8; 2],
+    /// Destination port, big-endian.
+    pub dst: [u8; 2],
+}
+
+/// The TCP header without options (RFC 9293, section 3.1), with the flags as
+/// the byte they are: `network-types` has them as a bit field.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Tcp {
+    /// Source port, big-endian.
+    pub src: [u8; 2],
+    /// Destination port, big-endian.
+    pub dst: [u8; 2],
+    /// Sequence number, big-endian.
+    pub sequence: [u8; 4],
+    /// Acknowledgement number, big-endian.
+    pub acknowledged: [u8; 4],
+    /// Header length in 32-bit words in the high four bits.
+    pub data_offset: u8,
+    /// See [`lb_common::flow::tcp_flag`].
+    pub flags: u8,
+    /// Window, big-endian.
+    pub window: [u8; 2],
+    /// Checksum, big-endian.
+    pub check: [u8; 2],
+    /// Urgent pointer, big-endian.
+    pub urgent: [u8; 2],
+}
+
+const _: () = {
+    assert!(align_of::<Ethernet>() == 1 && size_of::<Ethernet>() == 14);
+    assert!(align_of::<Ports>() == 1 && size_of::<Ports>() == 4);
+    assert!(align_of::<Ipv4Hdr>() == 1 && size_of::<Ipv4Hdr>() == 20);
+    assert!(align_of::<Ipv6Hdr>() == 1 && size_of::<Ipv6Hdr>() == 40);
+    assert!(align_of::<Tcp>() == 1 && size_of::<Tcp>() == 20);
+    assert!(align_of::<UdpHdr>() == 1 && size_of::<UdpHdr>() == 8);
+};
+
+// SAFETY: byte arrays only; alignment and size are asserted above.
+unsafe impl Wire for Ethernet {}
+// SAFETY: byte arrays only; alignment and size are asserted above.
+unsafe impl Wire for Ports {}
+// SAFETY: bytes and byte arrays only; alignment and size are asserted above.
+unsafe impl Wire for Ipv4Hdr {}
+// SAFETY: bytes and byte arrays only; alignment and size are asserted above.
+unsafe impl Wire for Ipv6Hdr {}
+// SAFETY: bytes and byte arrays only; alignment and size are asserted above.
+unsafe impl Wire for Tcp {}
+// SAFETY: bytes and byte arrays only; alignment and size are asserted above.
+unsafe impl Wire for UdpHdr {}
+
+/// A frame, from its Ethernet header on.
+pub trait Packet {
+    /// The header at this offset, or [`Verdict::Truncated`] where the frame
+    /// ends before the header does.
+    fn at<H: Wire>(&mut self, offset: usize) -> Result<&mut H, Verdict>;
+
+    /// The length of the frame in bytes.
+    fn len(&self) -> usize;
+
+    /// The index of the interface it came in on.
+    fn ingress(&self) -> u32;
+}

@@ -1,0 +1,158 @@
+//! From bytes to the few facts that decide about a packet.
+//!
+//! Whatever cannot be read far enough to know whether it is for a service is
+//! the host's and ends here with a `Pass`. Faults of a packet that may be for
+//! a service are not judged here but by [`Parsed::sound`], once it is known to
+//! be ours.
+
+use lb_common::abi::{FlowKey, TCP, UDP};
+use lb_common::{Address, Be16, Verdict};
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+use network_types::udp::UdpHdr;
+
+use crate::packet::{Ethernet, Packet, Ports, Tcp};
+
+/// Where the IP header begins.
+pub const IP: usize = size_of::<Ethernet>();
+
+const IPV4: [u8; 2] = [0x08, 0x00];
+const IPV6: [u8; 2] = [0x86, 0xdd];
+
+/// "More fragments follow" (RFC 791, section 3.1).
+const MORE_FRAGMENTS: u8 = 1;
+
+/// The IP version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// RFC 791.
+    V4,
+    /// RFC 8200.
+    V6,
+}
+
+/// The facts about a packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Parsed {
+    /// Its two ends.
+    pub key: FlowKey,
+    /// The IP version.
+    pub family: Family,
+    /// Where the TCP or UDP header begins.
+    pub transport: usize,
+    /// The length of the IP packet as its header has it.
+    pub ip_length: usize,
+    /// Whether more fragments follow this one.
+    pub fragmented: bool,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// The byte with DSCP and ECN.
+    pub traffic_class: u8,
+}
+
+impl Parsed {
+    /// Whether a packet for a service may be forwarded as it stands.
+    ///
+    /// The IP length must fit the frame (which may be padded) and hold at
+    /// least the transport header; a fragment cannot be translated alone.
+    #[inline(always)]
+    pub fn sound(&self, frame: usize) -> Result<(), Verdict> {
+        let header = if self.key.protocol == TCP {
+            size_of::<Tcp>()
+        } else {
+            size_of::<UdpHdr>()
+        };
+        if self.fragmented {
+            Err(Verdict::Fragment)
+        } else if IP + self.ip_length > frame || IP + self.ip_length < self.transport + header {
+            Err(Verdict::LengthMismatch)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Reads the headers up to the ports.
+#[inline(always)]
+pub fn parse(packet: &mut impl Packet) -> Result<Parsed, Verdict> {
+    match packet.at::<Ethernet>(0)?.ether_type {
+        IPV4 => ipv4(packet),
+        IPV6 => ipv6(packet),
+        _ => Err(Verdict::NotIp),
+    }
+}
+
+#[inline(always)]
+fn ipv4(packet: &mut impl Packet) -> Result<Parsed, Verdict> {
+    let ip = packet.at::<Ipv4Hdr>(IP)?;
+    let header = usize::from(ip.ihl());
+    if ip.version() != 4 || header < Ipv4Hdr::LEN {
+        return Err(Verdict::BadHeader);
+    }
+    if ip.proto != TCP && ip.proto != UDP {
+        return Err(Verdict::NotTransport);
+    }
+    if ip.frag_offset() != 0 {
+        return Err(Verdict::LaterFragment);
+    }
+    let mut parsed = Parsed {
+        key: FlowKey {
+            src: Address::v4(ip.src_addr),
+            dst: Address::v4(ip.dst_addr),
+            src_port: Be16::new(0),
+            dst_port: Be16::new(0),
+            protocol: ip.proto,
+            zero: [0; 3],
+        },
+        family: Family::V4,
+        transport: IP + header,
+        ip_length: usize::from(u16::from_be_bytes(ip.tot_len)),
+        fragmented: ip.frag_flags() & MORE_FRAGMENTS != 0,
+        ttl: ip.ttl,
+        traffic_class: ip.tos,
+    };
+    ports(packet, &mut parsed)?;
+    Ok(parsed)
+}
+
+#[inline(always)]
+fn ipv6(packet: &mut impl Packet) -> Result<Parsed, Verdict> {
+    let ip = packet.at::<Ipv6Hdr>(IP)?;
+    if ip.version() != 6 {
+        return Err(Verdict::BadHeader);
+    }
+    if ip.next_hdr != TCP && ip.next_hdr != UDP {
+        return Err(Verdict::NotTransport);
+    }
+    // The mapped form stands for IPv4 in our tables and for nothing on a wire
+    // (RFC 4291, section 2.5.5.2); no IPv6 packet may pass for an IPv4 one.
+    let dst = Address::v6(&ip.dst_addr);
+    if dst.is_v4() {
+        return Err(Verdict::BadHeader);
+    }
+    let mut parsed = Parsed {
+        key: FlowKey {
+            src: Address::v6(&ip.src_addr),
+            dst,
+            src_port: Be16::new(0),
+            dst_port: Be16::new(0),
+            protocol: ip.next_hdr,
+            zero: [0; 3],
+        },
+        family: Family::V6,
+        transport: IP + Ipv6Hdr::LEN,
+        ip_length: Ipv6Hdr::LEN + usize::from(u16::from_be_bytes(ip.payload_len)),
+        fragmented: false,
+        ttl: ip.hop_limit,
+        traffic_class: ip.vcf[0] << 4 | ip.vcf[1] >> 4,
+    };
+    ports(packet, &mut parsed)?;
+    Ok(parsed)
+}
+
+#[inline(always)]
+fn ports(packet: &mut impl Packet, parsed: &mut Parsed) -> Result<(), Verdict> {
+    let ports = packet.at::<Ports>(parsed.transport)?;
+    parsed.key.src_port = Be16::from_wire(ports.src);
+    parsed.key.dst_port = Be16::from_wire(ports.dst);
+    Ok(())
+}

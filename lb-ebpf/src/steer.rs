@@ -1,0 +1,456 @@
+//! Which flow a packet belongs to, and where a new flow goes.
+//!
+//! ```text
+//! established flow? ── yes ─> follow its life, go on
+//!        │ no
+//! destination is a service? ── yes ─> unfinished flow? ── yes ─> follow, promote on proof
+//!        │ no                               │ no
+//! source is a backend?                 guard, next slot of the sequence, enter both halves
+//!        │ no        └ yes ─> unfinished flow? ── yes ─> note the answer
+//!      pass                          └ no: pass, or drop what only an ended flow explains
+//! ```
+//!
+//! A connection begins in the small table of unfinished flows, both halves or
+//! neither, and moves to the large one when the client proves that it heard
+//! the backend: for TCP by acknowledging the backend's SYN-ACK, for UDP by
+//! sending again after an answer. So a spoofed source never reaches the large
+//! table.
+//!
+//! A known flow costs one look-up. Once a second it costs two more: its entry
+//! is stamped, and its other half too, which is made again if it was lost.
+//!
+//! What is not needed for a packet of a known flow stands in functions of its
+//! own (`inline(never)`): a stack of 512 bytes holds only few keys and flows at
+//! once, and the known path stays short.
+
+use lb_common::abi::{Flow, FlowKey, Life, NOBODY, Party, TCP, forward, role};
+use lb_common::flow::{ANSWERED, deltas, ended, follow, opens, proves, tcp_flag, twin, twin_key};
+use lb_common::{Address, Be16, Verdict};
+
+use crate::guard;
+use crate::packet::{Packet, Tcp};
+use crate::parse::Parsed;
+use crate::tables::{Stage, Tables, endpoint};
+
+/// How many ports full-nat tries before it gives up. With half of the ports
+/// taken, one connection in 65,536 would find none.
+const PORT_PROBES: u32 = 16;
+
+/// How long Linux keeps a connection in TIME-WAIT.
+const TIME_WAIT_SECONDS: u32 = 60;
+
+/// Whom a packet is counted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attribution {
+    /// The service's number, or [`NOBODY`].
+    pub service: u32,
+    /// The backend's number, or [`NOBODY`].
+    pub backend: u32,
+    /// From the backend to the client.
+    pub reply: bool,
+    /// The packet began a connection.
+    pub new_flow: bool,
+}
+
+impl Attribution {
+    /// Nobody's, so far.
+    pub const NOBODY: Self = Self {
+        service: NOBODY,
+        backend: NOBODY,
+        reply: false,
+        new_flow: false,
+    };
+
+    #[inline(always)]
+    fn flow(&mut self, flow: &Flow) {
+        self.service = flow.service;
+        self.backend = flow.backend;
+        self.reply = flow.reply != 0;
+    }
+}
+
+/// What steering needs of the transport header.
+#[derive(Clone, Copy)]
+struct Segment {
+    /// `None` for UDP.
+    flags: Option<u8>,
+    sequence: u32,
+    acknowledged: u32,
+}
+
+impl Segment {
+    #[inline(always)]
+    fn of(packet: &mut impl Packet, parsed: &Parsed) -> Result<Self, Verdict> {
+        if parsed.key.protocol != TCP {
+            return Ok(Self {
+                flags: None,
+                sequence: 0,
+                acknowledged: 0,
+            });
+        }
+        let tcp = packet
+            .at::<Tcp>(parsed.transport)
+            .map_err(|_| Verdict::ShortTransport)?;
+        Ok(Self {
+            flags: Some(tcp.flags),
+            sequence: u32::from_be_bytes(tcp.sequence),
+            acknowledged: u32::from_be_bytes(tcp.acknowledged),
+        })
+    }
+
+    #[inline(always)]
+    fn state_after(&self, flow: &Flow) -> u32 {
+        match self.flags {
+            Some(flags) => follow(flow.life.state, flow.reply != 0, flags),
+            None => flow.life.state,
+        }
+    }
+
+    /// Whether this asks for a new connection where the old one has ended: a
+    /// client that uses its port again.
+    #[inline(always)]
+    fn reopens(&self, flow: &Flow) -> bool {
+        flow.reply == 0 && ended(flow.life.state) && self.flags.is_some_and(opens)
+    }
+}
+
+/// The place where a new flow is drafted before it stands in a table.
+pub const BLANK: Flow = Flow {
+    src: Address::ZERO,
+    dst: Address::ZERO,
+    src_port: Be16::new(0),
+    dst_port: Be16::new(0),
+    service: NOBODY,
+    backend: NOBODY,
+    ip_delta: 0,
+    transport_delta: 0,
+    life: Life {
+        seen: 0,
+        proof: 0,
+        state: 0,
+    },
+    reply: 0,
+    zero: [0; 3],
+};
+
+/// Finds the packet's flow, or begins one in `draft`.
+#[inline(always)]
+pub fn steer<'a>(
+    packet: &mut impl Packet,
+    tables: &'a impl Tables,
+    parsed: &Parsed,
+    draft: &'a mut Flow,
+    whose: &mut Attribution,
+) -> Result<&'a Flow, Verdict> {
+    let key = &parsed.key;
+    if let Some(flow) = tables.flow(Stage::Established, key) {
+        whose.flow(flow);
+        parsed.sound(packet.len())?;
+        let segment = Segment::of(packet, parsed)?;
+        if !segment.reopens(flow) {
+            live_on(tables, Stage::Established, key, flow, &segment);
+            return Ok(flow);
+        }
+        forget_both(tables, Stage::Established, key, flow);
+    }
+    let to = tables.party(&endpoint(key.dst, key.dst_port, key.protocol));
+    if let Some(service) = to.filter(|party| party.roles & role::SERVICE != 0) {
+        return from_client(packet, tables, parsed, &service, draft, whose);
+    }
+    let from = tables.party(&endpoint(key.src, key.src_port, key.protocol));
+    if from.is_some_and(|party| party.roles & role::BACKEND != 0) {
+        return from_backend(packet, tables, parsed, whose);
+    }
+    Err(Verdict::NoService)
+}
+
+/// A packet to a service that is of no established flow.
+#[inline(always)]
+fn from_client<'a>(
+    packet: &mut impl Packet,
+    tables: &'a impl Tables,
+    parsed: &Parsed,
+    service: &Party,
+    draft: &'a mut Flow,
+    whose: &mut Attribution,
+) -> Result<&'a Flow, Verdict> {
+    let key = &parsed.key;
+    *whose = Attribution {
+        service: service.service,
+        ..Attribution::NOBODY
+    };
+    parsed.sound(packet.len())?;
+    let segment = Segment::of(packet, parsed)?;
+    if let Some(flow) = tables.flow(Stage::Unfinished, key) {
+        if !segment.reopens(flow) {
+            whose.flow(flow);
+            let proved = match segment.flags {
+                Some(flags) => proves(&flow.life, flags, segment.acknowledged),
+                None => flow.life.state & ANSWERED != 0,
+            };
+            if !(proved && promote(tables, key, flow)) {
+                live_on(tables, Stage::Unfinished, key, flow, &segment);
+            }
+            return Ok(flow);
+        }
+        forget_both(tables, Stage::Unfinished, key, flow);
+    }
+    guard::admit(parsed, segment.flags)?;
+    begin(tables, key, service, draft, whose)?;
+    Ok(draft)
+}
+
+/// A packet from a backend that is of no established flow.
+#[inline(always)]
+fn from_backend<'a>(
+    packet: &mut impl Packet,
+    tables: &'a impl Tables,
+    parsed: &Parsed,
+    whose: &mut Attribution,
+) -> Result<&'a Flow, Verdict> {
+    let key = &parsed.key;
+    let Some(flow) = tables.flow(Stage::Unfinished, key) else {
+        return Err(unexpected(tables, parsed));
+    };
+    whose.flow(flow);
+    parsed.sound(packet.len())?;
+    let segment = Segment::of(packet, parsed)?;
+    let syn = segment
+        .flags
+        .is_some_and(|flags| flags & tcp_flag::SYN != 0);
+    let state = segment.state_after(flow) | ANSWERED;
+    if syn || state != flow.life.state {
+        let proof = if syn {
+            segment.sequence.wrapping_add(1)
+        } else {
+            flow.life.proof
+        };
+        let life = Life {
+            seen: tables.now(),
+            proof,
+            state,
+        };
+        tables.note(Stage::Unfinished, key, &life);
+        tables.note(Stage::Unfinished, &twin_key(key, flow), &life);
+    }
+    Ok(flow)
+}
+
+/// A backend's packet that no flow explains: to a port that full-nat gives
+/// out on an address where services listen, it is late and must not reach the
+/// host's stack, whose RST would end a connection; all else is the host's.
+#[inline(always)]
+fn unexpected(tables: &impl Tables, parsed: &Parsed) -> Verdict {
+    let settings = tables.settings();
+    let port = u32::from(parsed.key.dst_port.get());
+    let ours = port.wrapping_sub(settings.first_port) < settings.port_count;
+    let address = endpoint(parsed.key.dst, Be16::new(0), 0);
+    if ours && tables.party(&address).is_some() {
+        Verdict::OrphanReply
+    } else {
+        Verdict::NoService
+    }
+}
+
+/// Takes note of a packet of a flow that exists: of a change of its state at
+/// once, of the mere passing of time once a second.
+#[inline(always)]
+fn live_on(tables: &impl Tables, stage: Stage, key: &FlowKey, flow: &Flow, segment: &Segment) {
+    let state = segment.state_after(flow);
+    let now = tables.now();
+    let stale = now.wrapping_sub(flow.life.seen) >= tables.settings().refresh_ticks;
+    if state == flow.life.state && !stale {
+        return;
+    }
+    write_life(
+        tables,
+        stage,
+        key,
+        flow,
+        Life {
+            seen: now,
+            state,
+            ..flow.life
+        },
+    );
+}
+
+/// Writes how a flow stands into both halves, and makes a lost half again.
+#[inline(never)]
+fn write_life(tables: &impl Tables, stage: Stage, key: &FlowKey, flow: &Flow, mut life: Life) {
+    let other = twin_key(key, flow);
+    match tables.flow(stage, &other) {
+        Some(half) => {
+            // The backend's answer may have been noted since `flow` was read.
+            if half.life.state & ANSWERED != 0 {
+                life.state |= ANSWERED;
+                life.proof = half.life.proof;
+            }
+            tables.note(stage, &other, &life);
+        }
+        None => {
+            tables.claim(stage, &other, &twin(key, flow));
+        }
+    }
+    tables.note(stage, key, &life);
+}
+
+/// Moves both halves to the large table; on failure neither moves.
+#[inline(never)]
+fn promote(tables: &impl Tables, key: &FlowKey, flow: &Flow) -> bool {
+    let other = twin_key(key, flow);
+    if !tables.keep(Stage::Established, &other, &twin(key, flow)) {
+        return false;
+    }
+    if !tables.keep(Stage::Established, key, flow) {
+        tables.forget(Stage::Established, &other);
+        return false;
+    }
+    tables.forget(Stage::Unfinished, key);
+    tables.forget(Stage::Unfinished, &other);
+    true
+}
+
+#[inline(never)]
+fn forget_both(tables: &impl Tables, stage: Stage, key: &FlowKey, flow: &Flow) {
+    tables.forget(stage, key);
+    tables.forget(stage, &twin_key(key, flow));
+}
+
+/// Begins a connection: the next backend in turn, a source for full-nat, and
+/// both halves into the small table.
+#[inline(never)]
+fn begin(
+    tables: &impl Tables,
+    key: &FlowKey,
+    service: &Party,
+    flow: &mut Flow,
+    whose: &mut Attribution,
+) -> Result<(), Verdict> {
+    let number = tables
+        .next_backend(service.service)
+        .ok_or(Verdict::NoBackend)?;
+    whose.backend = number;
+    let backend = tables.backend(number).ok_or(Verdict::UnknownBackend)?;
+    flow.src = key.src;
+    flow.src_port = key.src_port;
+    flow.dst = backend.address;
+    flow.dst_port = backend.port;
+    flow.service = service.service;
+    flow.backend = number;
+    flow.life.seen = tables.now();
+    if service.forward == forward::FULL_NAT {
+        flow.src = key.dst;
+        claim_port(tables, key, flow)?;
+    } else if !claim_reply(tables, key, flow, tables.settings().refresh_ticks) {
+        return Err(Verdict::TupleTaken);
+    }
+    if !tables.keep(Stage::Unfinished, key, flow) {
+        tables.forget(Stage::Unfinished, &twin_key(key, flow));
+        return Err(Verdict::FlowTableFull);
+    }
+    whose.new_flow = true;
+    Ok(())
+}
+
+/// Finds a source port towards the backend that no connection uses, and takes
+/// it.
+///
+/// The probes begin at a place that depends on the client's address and port,
+/// so that a client which uses its port again most likely gets ours again too:
+/// a backend that still has the old connection in TIME-WAIT then sees the
+/// sequence numbers and timestamps it expects (RFC 6191). For the same reason
+/// the first half of the probes leaves alone what ended within TIME-WAIT.
+#[inline(always)]
+fn claim_port(tables: &impl Tables, key: &FlowKey, flow: &mut Flow) -> Result<(), Verdict> {
+    let settings = tables.settings();
+    let start = scatter(key, settings.seed);
+    let mut probe = 0;
+    while probe < PORT_PROBES {
+        // An odd stride visits different places; the high bits choose the port.
+        let place = start.wrapping_add(probe.wrapping_mul(0x9e37_79b9));
+        let offset = (u64::from(place) * u64::from(settings.port_count)) >> 32;
+        flow.src_port = Be16::new((settings.first_port + offset as u32) as u16);
+        let seconds = if probe < PORT_PROBES / 2 {
+            TIME_WAIT_SECONDS
+        } else {
+            1
+        };
+        if claim_reply(tables, key, flow, seconds * settings.refresh_ticks) {
+            return Ok(());
+        }
+        probe += 1;
+    }
+    Err(Verdict::PortsExhausted)
+}
+
+/// Takes the reply half's key for this connection, by entering it: whoever
+/// enters first has it, so no lock is needed. A connection that ended at least
+/// `rest` ticks ago, or has fallen silent, gives its key up.
+#[inline(always)]
+fn claim_reply(tables: &impl Tables, key: &FlowKey, flow: &mut Flow, rest: u32) -> bool {
+    let reply = twin_key(key, flow);
+    if !vacate(tables, key, &reply, rest) {
+        return false;
+    }
+    let (ip, transport) = deltas(key, flow);
+    flow.ip_delta = ip.0;
+    flow.transport_delta = transport.0;
+    if !tables.claim(Stage::Unfinished, &reply, &twin(key, flow)) {
+        return match tables.flow(Stage::Unfinished, &reply) {
+            // Left over from an earlier attempt of the same client.
+            Some(taken) => {
+                twin_key(&reply, taken) == *key
+                    && tables.keep(Stage::Unfinished, &reply, &twin(key, flow))
+            }
+            None => false,
+        };
+    }
+    // Only now is it certain that nobody moves the same key to the large
+    // table: they enter it there before they leave it here.
+    if tables.flow(Stage::Established, &reply).is_some() {
+        tables.forget(Stage::Unfinished, &reply);
+        return false;
+    }
+    true
+}
+
+/// Whether the reply key is free among the established flows, after taking it
+/// from a connection that is over.
+#[inline(always)]
+fn vacate(tables: &impl Tables, key: &FlowKey, reply: &FlowKey, rest: u32) -> bool {
+    let Some(flow) = tables.flow(Stage::Established, reply) else {
+        return true;
+    };
+    let silent = tables.now().wrapping_sub(flow.life.seen);
+    let over = ended(flow.life.state) && silent >= rest;
+    let holder = twin_key(reply, flow);
+    if !over && silent < tables.settings().idle_ticks && holder != *key {
+        return false;
+    }
+    tables.forget(Stage::Established, reply);
+    // The holder may have begun another connection since, with another port.
+    if tables
+        .flow(Stage::Established, &holder)
+        .is_some_and(|flow| twin_key(&holder, flow) == *reply)
+    {
+        tables.forget(Stage::Established, &holder);
+    }
+    true
+}
+
+/// Spreads client endpoints evenly over 32 bits (the finaliser of MurmurHash3,
+/// word by word).
+#[inline(always)]
+fn scatter(key: &FlowKey, seed: u32) -> u32 {
+    let [a, b, c, d] = key.src.words();
+    let ports = u32::from(key.src_port.word()) << 16 | u32::from(key.dst_port.word());
+    mix(mix(mix(mix(mix(seed ^ a) ^ b) ^ c) ^ d) ^ ports)
+}
+
+#[inline(always)]
+const fn mix(word: u32) -> u32 {
+    let word = (word ^ (word >> 16)).wrapping_mul(0x85eb_ca6b);
+    let word = (word ^ (word >> 13)).wrapping_mul(0xc2b2_ae35);
+    word ^ (word >> 16)
+}

@@ -1,0 +1,103 @@
+//! The questions the data path asks of state, in its own words.
+//!
+//! In the kernel the answers are BPF maps and helpers (`kernel/maps.rs`), in
+//! the tests ordinary collections. A flow is lent, not copied, because a stack
+//! of 512 bytes has no room for copies; only its [`Life`] ever changes while it
+//! stands in a table, and that is written word by word.
+
+use lb_common::abi::{Backend, Endpoint, Flow, FlowKey, Life, Party, Settings};
+use lb_common::{Address, Be16, Verdict};
+
+use crate::steer::Attribution;
+
+/// Which of the two flow tables.
+///
+/// A flood fills the small one with handshakes that nobody finishes; it cannot
+/// push a connection out of the large one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// The large table, for flows whose client has proved that it hears us.
+    Established,
+    /// The small table, for all others.
+    Unfinished,
+}
+
+/// What to ask the routing table.
+pub struct RouteQuery<'a> {
+    /// The addresses and ports with which the packet will leave.
+    pub flow: &'a Flow,
+    /// TCP or UDP, by number.
+    pub protocol: u8,
+    /// The DSCP and ECN byte, for policy routing.
+    pub traffic_class: u8,
+    /// Length of the IP packet, for the MTU.
+    pub length: u16,
+    /// The interface the packet came in on.
+    pub ingress: u32,
+}
+
+/// The next hop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// The interface to leave by.
+    pub egress: u32,
+    /// The link address of that interface.
+    pub src_link: [u8; 6],
+    /// The link address of the next hop.
+    pub dst_link: [u8; 6],
+}
+
+/// Everything the data path knows besides the packet.
+pub trait Tables {
+    /// The constants of this load.
+    fn settings(&self) -> Settings;
+
+    /// Kernel ticks, the low 32 bits; wraps.
+    fn now(&self) -> u32;
+
+    /// Who stands behind this endpoint.
+    fn party(&self, endpoint: &Endpoint) -> Option<Party>;
+
+    /// The backend that the next connection of the service goes to: the next
+    /// slot of its sequence. `None` when the sequence is empty.
+    fn next_backend(&self, service: u32) -> Option<u32>;
+
+    /// The backend with this number.
+    fn backend(&self, number: u32) -> Option<Backend>;
+
+    /// The flow under this key.
+    fn flow(&self, stage: Stage, key: &FlowKey) -> Option<&Flow>;
+
+    /// Enters the flow unless the key is taken; whether it was entered.
+    fn claim(&self, stage: Stage, key: &FlowKey, flow: &Flow) -> bool;
+
+    /// Enters the flow, whatever was there; whether there was room.
+    fn keep(&self, stage: Stage, key: &FlowKey, flow: &Flow) -> bool;
+
+    /// Writes the changing part of a flow in place; whether it was there.
+    fn note(&self, stage: Stage, key: &FlowKey, life: &Life) -> bool;
+
+    /// Removes the flow, if it is there.
+    fn forget(&self, stage: Stage, key: &FlowKey);
+
+    /// The next hop, or the verdict that says why there is none.
+    fn next_hop(&self, query: &RouteQuery<'_>) -> Result<Hop, Verdict>;
+
+    /// Chooses the interface that the packet is sent out of when the verdict is
+    /// a redirect; whether the balancer is attached to it.
+    fn redirect(&self, egress: u32) -> bool;
+
+    /// Counts the packet.
+    fn count(&self, verdict: Verdict, whose: &Attribution, bytes: u64);
+}
+
+/// An endpoint from the parts of a flow key.
+#[inline(always)]
+pub(crate) const fn endpoint(address: Address, port: Be16, protocol: u8) -> Endpoint {
+    Endpoint {
+        address,
+        port,
+        protocol,
+        zero: 0,
+    }
+}
