@@ -2,8 +2,9 @@
 //!
 //! Tests clean up after themselves; one that is killed cannot. Whatever they
 //! make on the host (a network namespace, a folder of pins) is therefore named
-//! `lbt-PID-…`, with the process that owns it. While that process lives, other
-//! runs leave it alone; afterwards anybody may sweep it away.
+//! `lbt-PID-NAME` or `lbt-NAME-PID`, with the process that owns it. While that
+//! process lives, other runs leave it alone; afterwards anybody may sweep it
+//! away. A name without a process is swept away at once.
 
 use std::{
     collections::BTreeSet, fs, os::unix::fs::MetadataExt as _, path::Path, process::Command,
@@ -67,8 +68,12 @@ fn is_orphan(name: &str, lives: impl Fn(u32) -> bool) -> bool {
     let Some(rest) = name.strip_prefix(PREFIX) else {
         return false;
     };
-    let owner = rest.split('-').next().and_then(|pid| pid.parse().ok());
-    !owner.is_some_and(lives)
+    let ends = [rest.split('-').next(), rest.rsplit('-').next()];
+    !ends
+        .into_iter()
+        .flatten()
+        .filter_map(|part| part.parse().ok())
+        .any(lives)
 }
 
 /// Ends what a test started in its namespace. A namespace's name can go while
@@ -106,7 +111,9 @@ mod tests {
     fn only_names_of_tests_whose_owner_is_gone_are_orphans() {
         let lives = |pid| pid == 10;
         assert!(!is_orphan("lbt-10-client", lives));
+        assert!(!is_orphan("lbt-client-10", lives));
         assert!(!is_orphan("lbt-10", lives));
+        assert!(is_orphan("lbt-client-11", lives));
         assert!(is_orphan("lbt-11-client", lives));
         assert!(is_orphan("lbt-client", lives));
         assert!(!is_orphan("lb", lives));
