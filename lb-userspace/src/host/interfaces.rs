@@ -1,0 +1,121 @@
+//! Names and numbers of interfaces, in the calling thread's network namespace.
+//!
+//! `/sys/class/net` shows the namespace in which `/sys` was mounted, and
+//! `/proc/net` that of the process's first thread; so names come from
+//! `/proc/thread-self` and numbers from an `ioctl` on a socket, which both
+//! follow the thread.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice};
+use thiserror::Error;
+
+const DEVICES: &str = "/proc/thread-self/net/dev";
+
+/// Why an interface was not found.
+#[derive(Debug, Error)]
+pub enum InterfaceError {
+    /// There is none of that name.
+    #[error(
+        "interface {name} does not exist; this host has {}: correct the name, or create the interface",
+        existing.join(", ")
+    )]
+    NoSuch {
+        /// The name asked for.
+        name: String,
+        /// The names there are.
+        existing: Vec<String>,
+    },
+    /// The kernel did not answer at all.
+    #[error("cannot ask the kernel for interface {name}: {source}")]
+    Unanswered {
+        /// The name asked for.
+        name: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// The index of an interface.
+pub fn ifindex(name: &str) -> Result<u32, InterfaceError> {
+    let unanswered = |source: io::Error| InterfaceError::Unanswered {
+        name: name.into(),
+        source,
+    };
+    let socket = any_socket().map_err(|error| unanswered(error.into()))?;
+    match netdevice::name_to_index(socket, name) {
+        Ok(index) => Ok(index),
+        Err(Errno::NODEV) => Err(InterfaceError::NoSuch {
+            name: name.into(),
+            existing: interface_names().map_err(unanswered)?,
+        }),
+        Err(error) => Err(unanswered(error.into())),
+    }
+}
+
+/// The name of the interface with an index.
+pub fn interface_name(index: u32) -> io::Result<String> {
+    Ok(netdevice::index_to_name(any_socket()?, index)?)
+}
+
+/// The names of all interfaces, in the kernel's order.
+pub fn interface_names() -> io::Result<Vec<String>> {
+    fs::read_to_string(DEVICES).map(|text| names(&text))
+}
+
+/// The names in the text of `/proc/net/dev`: two lines of heading, then a line
+/// an interface, its name before the colon (which no name can contain).
+fn names(devices: &str) -> Vec<String> {
+    devices
+        .lines()
+        .skip(2)
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, _counters)| name.trim().to_owned())
+        .collect()
+}
+
+fn any_socket() -> Result<OwnedFd, Errno> {
+    rustix::net::socket_with(
+        AddressFamily::INET,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_from_the_kernels_table() {
+        let text = "Inter-|   Receive\n face |bytes\n    lo: 1 2 3\n  eth0.10: 4 5\nveth-a:0\n";
+        assert_eq!(names(text), ["lo", "eth0.10", "veth-a"]);
+        assert_eq!(names(""), [""; 0]);
+    }
+
+    #[test]
+    fn an_index_leads_back_to_the_name() {
+        let index = ifindex("lo").expect("every namespace has it");
+        assert_eq!(interface_name(index).expect("it exists"), "lo");
+        assert!(
+            interface_names()
+                .expect("proc is mounted")
+                .contains(&"lo".to_owned())
+        );
+    }
+
+    #[test]
+    fn a_name_too_long_for_an_interface_is_one_that_does_not_exist() {
+        for name in ["nosuch0", "a-name-of-more-than-fifteen-bytes", ""] {
+            let error = ifindex(name).expect_err("it is not there");
+            assert!(
+                matches!(error, InterfaceError::NoSuch { .. }),
+                "{name}: {error}"
+            );
+        }
+    }
+}
