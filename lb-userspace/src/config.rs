@@ -1,1 +1,198 @@
-//! Configuration: see `parse`.
+//! The configuration file: TOML in, a [`Config`] or a list of errors out.
+//!
+//! A [`Config`] that exists is valid: every value has been parsed into what it
+//! means, names are unique, addresses can be balanced, limits hold. What can be
+//! known only from the running host (does the interface exist?) is not asked
+//! here.
+//!
+//! # Errors
+//! As many faults as possible are reported at once, each with file, line, the
+//! offending text underlined, and what would be valid. The TOML is first
+//! read into a tree that knows where each key and value stands; a fault in its
+//! syntax ends the matter there, since what follows from it would be noise.
+//! Then the tree is read section by section.
+//!
+//! What `interface.md`'s later versions know and this one does not is refused
+//! by name, never ignored: a firewall rule that is silently not applied is
+//! worse than an error. Where the value is the default, which asks for nothing,
+//! it is accepted.
+//!
+//! # Rooms
+//! `keys` lists the keys of each section, `words` the words a value may be,
+//! [`value`] turns single values into what they mean, `section` takes them
+//! out of the tree, `read` puts the whole together, [`Fault`] says what can be
+//! wrong, and `report` shows it.
+
+mod fault;
+mod keys;
+mod read;
+mod report;
+mod section;
+pub mod value;
+mod words;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use fault::{Expected, Fault, Unusable};
+pub use report::{ConfigErrors, Place, Problem};
+pub use words::{CheckKind, Forward, Protocol, XdpMode};
+
+/// The file that is read when none is named.
+pub const DEFAULT_FILE: &str = "/etc/lb/lb.toml";
+
+/// The most bytes a configuration file may have.
+pub const MAX_FILE_BYTES: usize = 4 << 20;
+
+/// A valid configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// This balancer.
+    pub node: Node,
+    /// What it balances, in the order of the file.
+    pub services: Vec<Service>,
+}
+
+/// The balancer itself: `[node]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its name in everything it reports; the host name if not given.
+    pub name: String,
+    /// Where the XDP program is attached; at least one, each once.
+    pub interfaces: Vec<String>,
+    /// How it is attached.
+    pub xdp_mode: XdpMode,
+    /// Where maps and links are pinned.
+    pub pin_path: PathBuf,
+    /// The control socket.
+    pub control: PathBuf,
+    /// How many flows can be held.
+    pub max_flows: u32,
+    /// How many services can be held.
+    pub max_services: u32,
+    /// How many backends can be held, of all services together.
+    pub max_backends: u32,
+}
+
+/// One address and port that is balanced: `[[service]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Its name, unique among the services.
+    pub name: String,
+    /// Where clients connect to.
+    pub listen: SocketAddr,
+    /// The transport.
+    pub protocol: Protocol,
+    /// How packets reach the backends.
+    pub forward: Forward,
+    /// How it is found out whether a backend works.
+    pub check: Check,
+    /// Who serves it, in the order of the file; may be none.
+    pub backends: Vec<Backend>,
+}
+
+impl Service {
+    /// Whether this backend may join the ones that are there.
+    ///
+    /// # Errors
+    /// The [`Fault`] that keeps it out.
+    pub fn admit(&self, backend: &Backend) -> Result<(), Fault> {
+        value::reachable(self.listen, backend.address)?;
+        if self.backends.len() >= value::MAX_BACKENDS_OF_SERVICE {
+            return Err(Fault::TooManyOfService {
+                limit: value::MAX_BACKENDS_OF_SERVICE,
+            });
+        }
+        for other in &self.backends {
+            if other.name == backend.name {
+                return Err(Fault::same_backend_name(&backend.name));
+            }
+            if other.address == backend.address {
+                return Err(Fault::same_backend_address(backend.address));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How a service's backends are checked: `[service.check]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// What is tried.
+    pub kind: CheckKind,
+    /// From the start of one check to the start of the next.
+    pub interval: Duration,
+    /// How long an answer may take; at most the interval.
+    pub timeout: Duration,
+    /// How many successes in a row bring a backend back.
+    pub rise: u32,
+    /// How many failures in a row take it out.
+    pub fall: u32,
+    /// The port to try, where it is not the backend's own.
+    pub port: Option<u16>,
+}
+
+/// One server behind a service: `[[service.backend]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Its name, unique within the service.
+    pub name: String,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its share of new connections, relative to the others'; 0 gets none.
+    pub weight: u16,
+}
+
+/// Reads and parses a file.
+///
+/// # Errors
+/// Everything that is wrong with it, or why it cannot be read.
+pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
+    let bytes = read_bounded(path)
+        .map_err(|error| ConfigErrors::whole_file(path, Fault::unreadable(&error)))?;
+    if bytes.len() > MAX_FILE_BYTES {
+        return Err(ConfigErrors::whole_file(path, Fault::TooLarge));
+    }
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => parse(text, path),
+        Err(error) => {
+            let shown = String::from_utf8_lossy(&bytes);
+            let at = error.valid_up_to();
+            Err(ConfigErrors::single(path, &shown, at..at, Fault::NotUtf8))
+        }
+    }
+}
+
+/// At most one byte more than a file may have, so that more is noticed and
+/// an endless file ends.
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?
+        .take(MAX_FILE_BYTES as u64 + 1)
+        .read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Parses the text of a file; `file` is what errors call it. The name of a
+/// node that has none is this host's.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn parse(text: &str, file: &Path) -> Result<Config, ConfigErrors> {
+    let host = rustix::system::uname();
+    parse_for(&host.nodename().to_string_lossy(), text, file)
+}
+
+/// Parses the text of a file for the host of this name.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn parse_for(host: &str, text: &str, file: &Path) -> Result<Config, ConfigErrors> {
+    if text.len() > MAX_FILE_BYTES {
+        return Err(ConfigErrors::whole_file(file, Fault::TooLarge));
+    }
+    read::config(host, text).map_err(|found| ConfigErrors::new(file, text, found))
+}

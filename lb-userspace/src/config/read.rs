@@ -1,0 +1,370 @@
+//! From the tree of the file to a [`Config`].
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::Hash;
+use std::net::SocketAddr;
+use std::ops::{Range, RangeInclusive};
+use std::time::Duration;
+
+use toml::de::DeTable;
+
+use super::fault::{Fault, shown};
+use super::keys;
+use super::report::Found;
+use super::section::{At, Section, integer, parsed};
+use super::value;
+use super::words::{CheckKind, Forward, OnDown, Protocol, Scheduler, XdpMode};
+use super::{Backend, Check, Config, Node, Service};
+
+/// The most interfaces one balancer may have.
+const MAX_INTERFACES: usize = 64;
+
+/// What the capacities may be set to.
+const FLOWS: RangeInclusive<u32> = 1..=100_000_000;
+const SERVICES: RangeInclusive<u32> = 1..=65_536;
+const BACKENDS: RangeInclusive<u32> = 1..=1_048_576;
+
+/// How often a backend may be checked, and how seldom.
+const INTERVAL: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3600);
+
+/// The text as a configuration for the host of this name, or all that is wrong.
+pub(super) fn config(host: &str, text: &str) -> Result<Config, Found> {
+    let mut found = Found::default();
+    let (root, errors) = DeTable::parse_recoverable(text);
+    for error in errors {
+        let at = error.span().unwrap_or(text.len()..text.len());
+        let fault = match (error.message(), text.get(at.clone())) {
+            ("duplicate key", Some(key)) => Fault::GivenTwice { key: shown(key) },
+            (reason, _) => Fault::Syntax {
+                reason: reason.to_owned(),
+            },
+        };
+        found.add(at, fault);
+    }
+    if !found.is_empty() {
+        return Err(found);
+    }
+    let root = Section::new(&keys::FILE, root.get_ref(), 0..0, &mut found);
+    let node = node(&root, host, &mut found);
+    let services = services(&root, node.as_ref(), &mut found);
+    match node {
+        Some(node) if found.is_empty() => Ok(Config { node, services }),
+        _ => Err(found),
+    }
+}
+
+/// `[node]`
+fn node(root: &Section<'_>, host: &str, found: &mut Found) -> Option<Node> {
+    if !root.has("node") {
+        root.missing(
+            "[node]",
+            "a section [node] with `interfaces = [\"eth0\"]`",
+            found,
+        );
+    }
+    let section = root.section("node", &keys::NODE, found)?;
+    let name = if section.has("name") {
+        section.parsed("name", found, |text| value::name("node name", text))
+    } else {
+        let name =
+            value::name("node name", host).map_err(|_| Fault::BadHostName { found: shown(host) });
+        parsed(name, section.span.clone(), found)
+    };
+    let interfaces = interfaces(&section, found);
+    Some(Node {
+        name: name.map(|name| name.value).unwrap_or_default(),
+        interfaces,
+        xdp_mode: section.word("xdp_mode", XdpMode::Auto, found),
+        pin_path: section.path("pin_path", "/sys/fs/bpf/lb", found, value::path),
+        control: section.path("control", "/run/lb/lb.sock", found, value::socket_path),
+        max_flows: section
+            .number("max_flows", FLOWS, found)
+            .unwrap_or(1_000_000),
+        max_services: section
+            .number("max_services", SERVICES, found)
+            .unwrap_or(4096),
+        max_backends: section
+            .number("max_backends", BACKENDS, found)
+            .unwrap_or(65_536),
+    })
+}
+
+/// The interfaces: at least one, each once.
+fn interfaces(section: &Section<'_>, found: &mut Found) -> Vec<String> {
+    if !section.has("interfaces") {
+        section.missing(
+            "interfaces",
+            "`interfaces = [\"eth0\"]`, named as `ip link` shows it",
+            found,
+        );
+    }
+    let Some(names) = section.texts("interfaces", found) else {
+        return Vec::new();
+    };
+    if names.value.is_empty() {
+        found.add(names.span.clone(), Fault::NoInterface);
+    }
+    if names.value.len() > MAX_INTERFACES {
+        found.add(
+            names.span,
+            Fault::TooManyInterfaces {
+                limit: MAX_INTERFACES,
+            },
+        );
+    }
+    let mut seen = HashMap::new();
+    let mut interfaces = Vec::new();
+    for At { value: text, span } in names.value {
+        let Some(name) = parsed(value::interface(text), span, found) else {
+            continue;
+        };
+        let twice = || Fault::Twice {
+            what: "the interface",
+            value: format!("\"{text}\""),
+            scope: "name each interface once",
+        };
+        once(&mut seen, name.value.clone(), name.span, found, twice);
+        interfaces.push(name.value);
+    }
+    interfaces
+}
+
+/// What services have in common: of each only one may be.
+#[derive(Default)]
+struct Taken {
+    names: HashMap<String, Range<usize>>,
+    listens: HashMap<(SocketAddr, Protocol), Range<usize>>,
+}
+
+/// Every `[[service]]`, and whether they fit into the capacities.
+fn services(root: &Section<'_>, node: Option<&Node>, found: &mut Found) -> Vec<Service> {
+    let sections = root.sections("service", &keys::SERVICE, found);
+    let (max_services, max_backends) = node.map_or((u32::MAX, u32::MAX), |node| {
+        (node.max_services, node.max_backends)
+    });
+    if let Some(beyond) = sections.get(max_services as usize) {
+        let fault = Fault::TooMany {
+            what: "services",
+            key: "max_services",
+            limit: max_services,
+        };
+        found.add(beyond.span.clone(), fault);
+    }
+    let mut taken = Taken::default();
+    let mut services = Vec::new();
+    let mut backends_left = max_backends as usize;
+    for section in &sections {
+        let backends = section.sections("backend", &keys::BACKEND, found);
+        let beyond = backends
+            .get(backends_left)
+            .or(backends.get(value::MAX_BACKENDS_OF_SERVICE));
+        if let Some(beyond) = beyond {
+            let fault = if backends.len() > backends_left {
+                let limit = max_backends;
+                Fault::TooMany {
+                    what: "backends",
+                    key: "max_backends",
+                    limit,
+                }
+            } else {
+                Fault::TooManyOfService {
+                    limit: value::MAX_BACKENDS_OF_SERVICE,
+                }
+            };
+            found.add(beyond.span.clone(), fault);
+        }
+        backends_left = backends_left.saturating_sub(backends.len());
+        services.extend(service(section, &backends, &mut taken, found));
+    }
+    services
+}
+
+/// One `[[service]]`.
+fn service(
+    section: &Section<'_>,
+    backends: &[Section<'_>],
+    taken: &mut Taken,
+    found: &mut Found,
+) -> Option<Service> {
+    let named = |text: &str| value::name("service name", text);
+    let name = section.required("name", "`name = \"web\"`", found, named);
+    if let Some(At { value: name, span }) = &name {
+        let twice = || Fault::Twice {
+            what: "the service name",
+            value: format!("\"{name}\""),
+            scope: "names of services are unique",
+        };
+        once(&mut taken.names, name.clone(), span.clone(), found, twice);
+    }
+    let protocol = section.word("protocol", Protocol::Tcp, found);
+    let address = |text: &str| value::address("listen", text);
+    let listen = section.required("listen", "`listen = \"203.0.113.10:80\"`", found, address);
+    if let Some(At {
+        value: listen,
+        span,
+    }) = &listen
+    {
+        let twice = || Fault::Twice {
+            what: "the listening address",
+            value: format!("{listen} ({protocol})"),
+            scope: "two services differ in address, port or protocol",
+        };
+        once(
+            &mut taken.listens,
+            (*listen, protocol),
+            span.clone(),
+            found,
+            twice,
+        );
+    }
+    let listen = listen.map(|listen| listen.value);
+    let forward = section.word("forward", Forward::FullNat, found);
+    not_yet(section, found);
+    let check = check(section, protocol, found);
+    let backends = backends_of(backends, listen, found);
+    Some(Service {
+        name: name?.value,
+        listen: listen?,
+        protocol,
+        forward,
+        check,
+        backends,
+    })
+}
+
+/// The keys whose only value so far is the one that asks for nothing.
+fn not_yet(section: &Section<'_>, found: &mut Found) {
+    section.word("scheduler", Scheduler::Wrr, found);
+    section.word("on_down", OnDown::Keep, found);
+    for key in ["affinity", "slow_start"] {
+        section.nothing(key, "\"0s\"", found, |value| {
+            let duration = value::duration(key, value.as_str()?).ok()?;
+            Some(duration.is_zero())
+        });
+    }
+    section.nothing("min_healthy", "0", found, |value| {
+        Some(integer(value.as_integer()?) == Some(0))
+    });
+    section.nothing("allow", "[]", found, |value| {
+        Some(value.as_array()?.is_empty())
+    });
+}
+
+/// `[service.check]`, or what a service of this protocol has without it.
+fn check(service: &Section<'_>, protocol: Protocol, found: &mut Found) -> Check {
+    let kind = match protocol {
+        Protocol::Tcp => CheckKind::Tcp,
+        Protocol::Udp => CheckKind::None,
+    };
+    let interval = Duration::from_secs(1);
+    let timeout = Duration::from_millis(500);
+    let default = Check {
+        kind,
+        interval,
+        timeout,
+        rise: 2,
+        fall: 3,
+        port: None,
+    };
+    let Some(section) = service.section("check", &keys::CHECK, found) else {
+        return default;
+    };
+
+    let kind = section.word("type", kind, found);
+    let interval = section.duration("interval", INTERVAL, found);
+    let judged = interval.is_some() || !section.has("interval");
+    let interval = interval.map_or(default.interval, |at| at.value);
+    let longest = Duration::from_millis(1)..=*INTERVAL.end();
+    let written = section.duration("timeout", longest, found);
+    if let Some(At {
+        value: timeout,
+        span,
+    }) = &written
+        && judged
+        && *timeout > interval
+    {
+        found.add(
+            span.clone(),
+            Fault::TimeoutOverInterval {
+                timeout: *timeout,
+                interval,
+            },
+        );
+    }
+    let port = section.number("port", 1..=u32::from(u16::MAX), found);
+    Check {
+        kind,
+        interval,
+        timeout: written.map_or(default.timeout.min(interval), |at| at.value),
+        rise: section
+            .number("rise", 1..=1000, found)
+            .unwrap_or(default.rise),
+        fall: section
+            .number("fall", 1..=1000, found)
+            .unwrap_or(default.fall),
+        port: port.and_then(|port| u16::try_from(port).ok()),
+    }
+}
+
+/// Every `[[service.backend]]` of the service that listens there.
+fn backends_of(
+    sections: &[Section<'_>],
+    listen: Option<SocketAddr>,
+    found: &mut Found,
+) -> Vec<Backend> {
+    let mut names = HashMap::new();
+    let mut addresses = HashMap::new();
+    let mut backends = Vec::new();
+    for section in sections {
+        let named = |text: &str| value::name("backend name", text);
+        let name = section.required("name", "`name = \"web1\"`", found, named);
+        if let Some(At { value: name, span }) = &name {
+            let twice = || Fault::same_backend_name(name);
+            once(&mut names, name.clone(), span.clone(), found, twice);
+        }
+        let placed = |text: &str| {
+            let address = value::address("address", text)?;
+            listen.map_or(Ok(()), |listen| value::reachable(listen, address))?;
+            Ok(address)
+        };
+        let address = section.required("address", "`address = \"10.0.1.11:80\"`", found, placed);
+        if let Some(At {
+            value: address,
+            span,
+        }) = &address
+        {
+            let twice = || Fault::same_backend_address(*address);
+            once(&mut addresses, *address, span.clone(), found, twice);
+        }
+        let weight = section.number("weight", 0..=u32::from(value::MAX_WEIGHT), found);
+        let weight = weight
+            .and_then(|weight| u16::try_from(weight).ok())
+            .unwrap_or(1);
+        section.nothing("backup", "false", found, |value| Some(!value.as_bool()?));
+        if let (Some(name), Some(address)) = (name, address) {
+            backends.push(Backend {
+                name: name.value,
+                address: address.value,
+                weight,
+            });
+        }
+    }
+    backends
+}
+
+/// Notes a fault if the key was there before.
+fn once<K: Eq + Hash>(
+    seen: &mut HashMap<K, Range<usize>>,
+    key: K,
+    span: Range<usize>,
+    found: &mut Found,
+    twice: impl FnOnce() -> Fault,
+) {
+    match seen.entry(key) {
+        Entry::Vacant(free) => {
+            free.insert(span);
+        }
+        Entry::Occupied(first) => found.add_again(span, first.get().clone(), twice()),
+    }
+}

@@ -1,0 +1,312 @@
+//! Single values, from text to what they mean.
+//!
+//! The command line takes the same values and uses the same functions, so that
+//! a weight, a name or an address means the same wherever it is written.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use lb_common::abi::sequence;
+
+use super::fault::{Fault, Unusable, shown};
+
+/// The highest weight.
+pub const MAX_WEIGHT: u16 = 256;
+
+/// The most backends one service may have: each needs a slot of the sequence.
+pub const MAX_BACKENDS_OF_SERVICE: usize = sequence::MAX_LENGTH as usize;
+
+/// The most characters in a name.
+const MAX_NAME: usize = 64;
+
+/// The most bytes in an interface's name (`IFNAMSIZ`, less the NUL).
+const MAX_INTERFACE_NAME: usize = 15;
+
+/// The most bytes in the path of a Unix socket (`sun_path`, less the NUL).
+const MAX_SOCKET_PATH: usize = 107;
+
+/// The most bytes in any other path (`PATH_MAX`, less the NUL).
+const MAX_PATH: usize = 4095;
+
+/// A name; `what` says of what: "service name", "backend name", "node name".
+///
+/// # Errors
+/// If it is empty, too long, or has other characters than names have.
+pub fn name(what: &'static str, text: &str) -> Result<String, Fault> {
+    let fits = (1..=MAX_NAME).contains(&text.len());
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if fits && text.bytes().all(plain) {
+        Ok(text.to_owned())
+    } else {
+        Err(Fault::BadName {
+            what,
+            found: shown(text),
+        })
+    }
+}
+
+/// The name of a network interface, by the kernel's rules (`dev_valid_name`).
+///
+/// # Errors
+/// If no interface can have that name.
+pub fn interface(text: &str) -> Result<String, Fault> {
+    let fits = (1..=MAX_INTERFACE_NAME).contains(&text.len());
+    let odd = |char: char| char.is_whitespace() || char.is_control() || "/:".contains(char);
+    if fits && !matches!(text, "." | "..") && !text.contains(odd) {
+        Ok(text.to_owned())
+    } else {
+        Err(Fault::BadInterface { found: shown(text) })
+    }
+}
+
+/// The weight of a backend.
+///
+/// # Errors
+/// If it is not 0 to [`MAX_WEIGHT`].
+pub fn weight(number: i64) -> Result<u16, Fault> {
+    let out_of_range = || Fault::OutOfRange {
+        key: "weight",
+        low: 0,
+        high: u32::from(MAX_WEIGHT),
+        found: number.to_string(),
+    };
+    u16::try_from(number)
+        .ok()
+        .filter(|weight| *weight <= MAX_WEIGHT)
+        .ok_or_else(out_of_range)
+}
+
+/// Where a service or a backend listens; `key` is what the value is called
+/// where it was written.
+///
+/// # Errors
+/// If it is not an address with a port, or one that cannot be balanced.
+pub fn address(key: &'static str, text: &str) -> Result<SocketAddr, Fault> {
+    let Ok(address) = text.parse::<SocketAddr>() else {
+        return Err(Fault::NotAnAddress {
+            key,
+            found: shown(text),
+            meant: meant(text),
+        });
+    };
+    if let Some(why) = unusable(address) {
+        return Err(Fault::UnusableAddress {
+            key,
+            address: address.ip(),
+            why,
+        });
+    }
+    if address.port() == 0 {
+        return Err(Fault::PortZero { key });
+    }
+    Ok(address)
+}
+
+/// What an address that lacks its port or its brackets should have been.
+fn meant(text: &str) -> Option<String> {
+    let bare = text
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    match bare.unwrap_or(text).parse() {
+        Ok(IpAddr::V4(address)) => Some(format!("{address}:80")),
+        // The last group may have been meant as a port: then it is decimal,
+        // and what stands before it is an address.
+        Ok(IpAddr::V6(whole)) => {
+            let split = text.rsplit_once(':').and_then(|(address, port)| {
+                let address: Ipv6Addr = address.parse().ok()?;
+                let port: u16 = port.parse().ok()?;
+                Some(format!("[{address}]:{port}"))
+            });
+            Some(split.unwrap_or_else(|| format!("[{whole}]:80")))
+        }
+        Err(_) => None,
+    }
+}
+
+/// Why nothing can be balanced to or from this address, if so.
+fn unusable(address: SocketAddr) -> Option<Unusable> {
+    let zone = matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0);
+    match address.ip() {
+        ip if ip.is_unspecified() => Some(Unusable::Unspecified),
+        ip if ip.is_loopback() => Some(Unusable::Loopback),
+        ip if ip.is_multicast() => Some(Unusable::Multicast),
+        IpAddr::V4(v4) if v4.is_broadcast() => Some(Unusable::Broadcast),
+        IpAddr::V6(v6) if v6.is_unicast_link_local() || zone => Some(Unusable::LinkLocal),
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => Some(Unusable::Mapped),
+        IpAddr::V4(_) | IpAddr::V6(_) => None,
+    }
+}
+
+/// Whether a service can send to a backend: one family, and not itself.
+///
+/// # Errors
+/// Which of the two it is.
+pub fn reachable(service: SocketAddr, backend: SocketAddr) -> Result<(), Fault> {
+    if service.is_ipv4() != backend.is_ipv4() {
+        Err(Fault::MixedFamilies { backend, service })
+    } else if service == backend {
+        Err(Fault::OwnBackend { address: backend })
+    } else {
+        Ok(())
+    }
+}
+
+/// A duration such as "500ms" or "1m 30s".
+///
+/// # Errors
+/// If it cannot be read as one.
+pub fn duration(key: &'static str, text: &str) -> Result<Duration, Fault> {
+    humantime::parse_duration(text).map_err(|_| Fault::NotADuration {
+        key,
+        found: shown(text),
+    })
+}
+
+/// The path of a directory or file.
+///
+/// # Errors
+/// If it does not begin with a slash or no file can have it.
+pub fn path(key: &'static str, text: &str) -> Result<PathBuf, Fault> {
+    absolute(
+        key,
+        text,
+        MAX_PATH,
+        "it is longer than the 4095 bytes of a path",
+    )
+}
+
+/// The path of a Unix socket.
+///
+/// # Errors
+/// If it does not begin with a slash or no socket can have it.
+pub fn socket_path(key: &'static str, text: &str) -> Result<PathBuf, Fault> {
+    absolute(
+        key,
+        text,
+        MAX_SOCKET_PATH,
+        "it is longer than the 107 bytes of a socket's path",
+    )
+}
+
+fn absolute(
+    key: &'static str,
+    text: &str,
+    most: usize,
+    too_long: &'static str,
+) -> Result<PathBuf, Fault> {
+    let why = if !text.starts_with('/') {
+        "it would depend on where the daemon was started"
+    } else if text.contains(char::is_control) {
+        "it has a control character in it"
+    } else if text.len() > most {
+        too_long
+    } else {
+        return Ok(PathBuf::from(text));
+    };
+    Err(Fault::BadPath {
+        key,
+        found: shown(text),
+        why,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_of_plain_characters() {
+        for good in ["web", "web-1.example_com", "A", "0", &"x".repeat(64)] {
+            assert_eq!(name("service name", good).as_deref(), Ok(good));
+        }
+        for bad in ["", "web 1", "wéb", "a/b", "a\0", &"x".repeat(65)] {
+            assert!(name("service name", bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn interfaces_are_named_as_the_kernel_allows() {
+        for good in ["eth0", "enp0s31f6", "br-0a1b2c3d4e5f", "vlan.100", "…"] {
+            assert_eq!(interface(good).as_deref(), Ok(good));
+        }
+        for bad in ["", ".", "..", "eth 0", "a/b", "eth0:1", "sixteen-letters-"] {
+            assert!(interface(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn weights_end_at_256() {
+        for good in [0, 1, 256] {
+            assert_eq!(weight(i64::from(good)), Ok(good));
+        }
+        for bad in [-1, 257, 65_537, i64::MIN, i64::MAX] {
+            assert!(weight(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn addresses_that_were_meant_are_guessed() {
+        for (written, guess) in [
+            ("10.0.0.1", Some("10.0.0.1:80")),
+            ("2001:db8::1", Some("[2001:db8::1]:80")),
+            ("2001:db8::a:8080", Some("[2001:db8::a]:8080")),
+            ("2001:db8::1:c0de", Some("[2001:db8::1:c0de]:80")),
+            ("[2001:db8::1]", Some("[2001:db8::1]:80")),
+            ("localhost:80", None),
+            ("10.0.0.256:80", None),
+            ("10.0.0.1:65536", None),
+            ("", None),
+        ] {
+            let meant = guess.map(str::to_owned);
+            let found = written.to_owned();
+            let expected = Fault::NotAnAddress {
+                key: "listen",
+                found,
+                meant,
+            };
+            assert_eq!(address("listen", written), Err(expected), "{written}");
+        }
+    }
+
+    #[test]
+    fn addresses_that_nothing_can_be_balanced_to_are_refused() {
+        for (written, reason) in [
+            ("0.0.0.0:80", Unusable::Unspecified),
+            ("[::]:80", Unusable::Unspecified),
+            ("127.0.0.53:53", Unusable::Loopback),
+            ("[::1]:80", Unusable::Loopback),
+            ("224.0.0.18:80", Unusable::Multicast),
+            ("[ff02::12]:80", Unusable::Multicast),
+            ("255.255.255.255:80", Unusable::Broadcast),
+            ("[fe80::1]:80", Unusable::LinkLocal),
+            ("[fe80::1%2]:80", Unusable::LinkLocal),
+            ("[2001:db8::1%2]:80", Unusable::LinkLocal),
+            ("[::ffff:10.0.0.1]:80", Unusable::Mapped),
+        ] {
+            match address("address", written) {
+                Err(Fault::UnusableAddress { why, .. }) => assert_eq!(why, reason, "{written}"),
+                other => panic!("{written}: {other:?}"),
+            }
+        }
+        let zero = Err(Fault::PortZero { key: "address" });
+        assert_eq!(address("address", "10.0.0.1:0"), zero);
+        assert!(address("address", "169.254.1.1:80").is_ok());
+        assert!(address("address", "[fd00::1]:65535").is_ok());
+    }
+
+    #[test]
+    fn paths_begin_with_a_slash() {
+        assert_eq!(
+            path("pin_path", "/sys/fs/bpf/lb"),
+            Ok(PathBuf::from("/sys/fs/bpf/lb"))
+        );
+        assert!(path("pin_path", "lb").is_err());
+        assert!(path("pin_path", "").is_err());
+        assert!(path("pin_path", "/a\0b").is_err());
+        let long = format!("/{}", "x".repeat(107));
+        assert!(path("control", &long).is_ok());
+        assert!(socket_path("control", &long).is_err());
+        assert!(socket_path("control", &long[..107]).is_ok());
+    }
+}

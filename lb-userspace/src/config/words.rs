@@ -1,0 +1,127 @@
+//! The words that stand for a choice, and those of later versions.
+
+use std::fmt;
+
+use lb_common::abi;
+
+/// A type that is written as one of a few words.
+pub(super) trait Word: Copy + 'static {
+    /// The words of this version, and what they mean.
+    const CHOICES: &'static [(&'static str, Self)];
+    /// The words that only later versions have.
+    const LATER: &'static [&'static str];
+}
+
+macro_rules! words {
+    ($(#[$meta:meta])* $vis:vis enum $name:ident {
+        $($(#[$choice_meta:meta])* $variant:ident $word:literal)+
+    } later [$($later:literal)*]) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        $vis enum $name {
+            $($(#[$choice_meta])* $variant,)+
+        }
+
+        impl $name {
+            /// The word for it in the configuration, on the command line and in JSON.
+            $vis const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $word,)+ }
+            }
+        }
+
+        impl Word for $name {
+            const CHOICES: &'static [(&'static str, Self)] = &[$(($word, Self::$variant)),+];
+            const LATER: &'static [&'static str] = &[$($later),*];
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.name())
+            }
+        }
+
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.name())
+            }
+        }
+    };
+}
+
+words! {
+    /// How the XDP program is attached to an interface.
+    pub enum XdpMode {
+        /// Native where the driver can, else generic, and loudly.
+        Auto "auto"
+        /// In the driver, or not at all.
+        Native "native"
+        /// In the kernel's stack, with any driver.
+        Generic "generic"
+    } later []
+}
+
+words! {
+    /// The transport that is balanced.
+    pub enum Protocol {
+        /// TCP (RFC 9293).
+        Tcp "tcp"
+        /// UDP (RFC 768).
+        Udp "udp"
+    } later []
+}
+
+impl Protocol {
+    /// Its number in the IP header and in maps.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => abi::TCP,
+            Self::Udp => abi::UDP,
+        }
+    }
+}
+
+words! {
+    /// How packets of a service reach its backends.
+    pub enum Forward {
+        /// Both addresses rewritten; backends see the service's address.
+        FullNat "full-nat"
+        /// The destination rewritten; backends see the client's address.
+        Nat "nat"
+    } later ["dsr" "tunnel"]
+}
+
+impl Forward {
+    /// Its number in maps.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::FullNat => abi::forward::FULL_NAT,
+            Self::Nat => abi::forward::NAT,
+        }
+    }
+}
+
+words! {
+    /// What a health check tries.
+    pub enum CheckKind {
+        /// That a TCP connection opens.
+        Tcp "tcp"
+        /// Nothing: the backend counts as healthy.
+        None "none"
+    } later ["http" "https" "tls" "grpc" "mysql" "postgres" "ping" "agent" "exec"]
+}
+
+words! {
+    /// How the backend of a new connection is chosen.
+    pub(super) enum Scheduler {
+        /// By exact weighted round-robin.
+        Wrr "wrr"
+    } later ["maglev" "least-conn" "source-hash"]
+}
+
+words! {
+    /// What becomes of the flows of a backend that went down.
+    pub(super) enum OnDown {
+        /// They stay where they are.
+        Keep "keep"
+    } later ["reset" "rehash"]
+}

@@ -1,0 +1,449 @@
+//! What a configuration file means, and what is said about a bad one.
+//!
+//! The bad files and the exact words about each stand in `config_errors.txt`.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use lb_userspace::config::{
+    self, Backend, Check, CheckKind, Config, ConfigErrors, Fault, Forward, MAX_FILE_BYTES, Node,
+    Protocol, Service, XdpMode,
+};
+use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
+
+/// Everything this version has, each key with a value other than its default
+/// where there is one.
+const EVERYTHING: &str = r#"
+[node]
+name = "lb-a"
+interfaces = ["eth0", "eth1"]
+xdp_mode = "native"
+pin_path = "/sys/fs/bpf/lb-a"
+control = "/run/lb/a.sock"
+max_flows = 2_000_000
+max_services = 10
+max_backends = 100
+
+[[service]]
+name = "web"
+listen = "203.0.113.10:80"
+protocol = "tcp"
+forward = "nat"
+scheduler = "wrr"
+affinity = "0s"
+on_down = "keep"
+allow = []
+slow_start = "0s"
+min_healthy = 0
+[service.check]
+type = "tcp"
+interval = "2s"; timeout = "1s 500ms"; rise = 1; fall = 5
+port = 9000
+[[service.backend]]
+name = "web1"
+address = "10.0.1.11:8080"
+weight = 3
+backup = false
+[[service.backend]]
+name = "web2"
+address = "10.0.1.12:8080"
+weight = 0
+
+[[service]]
+name = "dns"
+listen = "[2001:db8::10]:53"
+protocol = "udp"
+check = { type = "none" }
+backend = [
+    { name = "dns1", address = "[2001:db8:1::1]:5353", weight = 256 },
+]
+"#;
+
+/// As in `EVERYTHING`, but TOML has one key a line.
+fn everything() -> String {
+    EVERYTHING.replace("; ", "\n")
+}
+
+fn parse(text: &str) -> Result<Config, ConfigErrors> {
+    config::parse_for("this-host", text, Path::new("lb.toml"))
+}
+
+fn backend(name: &str, address: &str, weight: u16) -> Backend {
+    Backend {
+        name: name.into(),
+        address: address.parse().expect("an address"),
+        weight,
+    }
+}
+
+#[test]
+fn every_key_means_what_it_says() {
+    let web = Service {
+        name: "web".into(),
+        listen: "203.0.113.10:80".parse().expect("an address"),
+        protocol: Protocol::Tcp,
+        forward: Forward::Nat,
+        check: Check {
+            kind: CheckKind::Tcp,
+            interval: Duration::from_secs(2),
+            timeout: Duration::from_millis(1500),
+            rise: 1,
+            fall: 5,
+            port: Some(9000),
+        },
+        backends: vec![
+            backend("web1", "10.0.1.11:8080", 3),
+            backend("web2", "10.0.1.12:8080", 0),
+        ],
+    };
+    let dns = Service {
+        name: "dns".into(),
+        listen: "[2001:db8::10]:53".parse().expect("an address"),
+        protocol: Protocol::Udp,
+        forward: Forward::FullNat,
+        check: Check {
+            kind: CheckKind::None,
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_millis(500),
+            rise: 2,
+            fall: 3,
+            port: None,
+        },
+        backends: vec![backend("dns1", "[2001:db8:1::1]:5353", 256)],
+    };
+    let node = Node {
+        name: "lb-a".into(),
+        interfaces: vec!["eth0".into(), "eth1".into()],
+        xdp_mode: XdpMode::Native,
+        pin_path: "/sys/fs/bpf/lb-a".into(),
+        control: "/run/lb/a.sock".into(),
+        max_flows: 2_000_000,
+        max_services: 10,
+        max_backends: 100,
+    };
+    let expected = Config {
+        node,
+        services: vec![web, dns],
+    };
+    assert_eq!(parse(&everything()), Ok(expected));
+}
+
+#[test]
+fn what_is_not_said_has_its_default() {
+    let text = r#"
+        [node]
+        interfaces = ["eth0"]
+        [[service]]
+        name = "web"
+        listen = "203.0.113.10:80"
+        [[service.backend]]
+        name = "web1"
+        address = "10.0.1.11:8080"
+        [[service]]
+        name = "dns"
+        listen = "203.0.113.10:53"
+        protocol = "udp"
+    "#;
+    let Config { node, services } = parse(text).expect("valid");
+    let expected = Node {
+        name: "this-host".into(),
+        interfaces: vec!["eth0".into()],
+        xdp_mode: XdpMode::Auto,
+        pin_path: "/sys/fs/bpf/lb".into(),
+        control: "/run/lb/lb.sock".into(),
+        max_flows: 1_000_000,
+        max_services: 4096,
+        max_backends: 65_536,
+    };
+    assert_eq!(node, expected);
+    let web = &services[0];
+    assert_eq!(
+        (web.protocol, web.forward),
+        (Protocol::Tcp, Forward::FullNat)
+    );
+    assert_eq!(web.check.kind, CheckKind::Tcp);
+    assert_eq!(web.check.interval, Duration::from_secs(1));
+    assert_eq!(web.check.timeout, Duration::from_millis(500));
+    assert_eq!(
+        (web.check.rise, web.check.fall, web.check.port),
+        (2, 3, None)
+    );
+    assert_eq!(web.backends, [backend("web1", "10.0.1.11:8080", 1)]);
+    assert_eq!(
+        services[1].check.kind,
+        CheckKind::None,
+        "nothing answers a TCP probe there"
+    );
+    assert!(services[1].backends.is_empty());
+}
+
+#[test]
+fn a_short_interval_shortens_the_timeout_that_is_not_said() {
+    let check = "[service.check]\ninterval = \"200ms\"\n";
+    let service = "[[service]]\nname = \"web\"\nlisten = \"203.0.113.10:80\"\n";
+    let text = format!("[node]\ninterfaces = [\"eth0\"]\n{service}{check}");
+    let config = parse(&text).expect("valid");
+    assert_eq!(config.services[0].check.timeout, Duration::from_millis(200));
+}
+
+#[test]
+fn a_host_name_that_cannot_be_a_node_name_asks_for_one() {
+    let text = "[node]\ninterfaces = [\"eth0\"]\n";
+    let said = config::parse_for("(none)", text, Path::new("lb.toml")).map_err(|e| e.to_string());
+    let expected = "\
+error: the host name \"(none)\" cannot be the node's name
+ --> lb.toml:1:1
+  |
+1 | [node]
+  | ^^^^^^
+  = help: set `name` in [node]";
+    assert_eq!(said, Err(expected.into()));
+}
+
+#[test]
+fn what_is_said_about_bad_files() {
+    let mut cases = 0;
+    for case in include_str!("config_errors.txt").split("=== ").skip(1) {
+        cases += 1;
+        let (title, rest) = case.split_once('\n').expect("a title");
+        let (file, expected) = rest.split_once("--- says\n").expect("what it says");
+        let said = match parse(file) {
+            Ok(config) => format!("accepted: {config:?}"),
+            Err(errors) => errors.to_string(),
+        };
+        assert_eq!(said, expected.trim_end_matches('\n'), "{title}");
+    }
+    assert_eq!(cases, 39);
+}
+
+#[test]
+fn a_fault_fits_into_one_line_too() {
+    let text = everything()
+        .replace("weight = 0", "wieght = 0")
+        .replace("9000", "0");
+    let errors = parse(&text).expect_err("two faults");
+    let lines: Vec<String> = errors.lines().collect();
+    let expected = [
+        "lb.toml:29: `port` must be 1 to 65535, not 0",
+        "lb.toml:38: unknown key `wieght`",
+    ];
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_says_why() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let absent = folder.path().join("absent.toml");
+    let said = config::load(&absent)
+        .expect_err("there is no such file")
+        .to_string();
+    let expected = format!(
+        "error: cannot read the configuration: there is no such file\n --> {}\n  \
+         = help: name another file with `-c FILE`",
+        absent.display()
+    );
+    assert_eq!(said, expected);
+
+    let said = config::load(folder.path())
+        .expect_err("a folder")
+        .to_string();
+    assert!(
+        said.starts_with("error: cannot read the configuration: it is a directory"),
+        "{said}"
+    );
+
+    let large = folder.path().join("large.toml");
+    fs::write(&large, vec![b'#'; MAX_FILE_BYTES + 1]).expect("written");
+    let said = config::load(&large).expect_err("too large").to_string();
+    assert!(
+        said.starts_with("error: the configuration is larger than 4 MiB"),
+        "{said}"
+    );
+
+    let latin = folder.path().join("latin1.toml");
+    fs::write(&latin, b"[node]\nname = \"K\xf6ln\"\n").expect("written");
+    let said = config::load(&latin).expect_err("not UTF-8").to_string();
+    assert!(
+        said.contains(&format!("--> {}:2:10\n", latin.display())),
+        "{said}"
+    );
+    assert!(
+        said.starts_with("error: the configuration is not UTF-8 text"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_file_of_the_largest_size_is_read() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("lb.toml");
+    let mut text = everything();
+    text.push_str(&"#".repeat(MAX_FILE_BYTES - text.len()));
+    fs::write(&path, &text).expect("written");
+    assert_eq!(
+        config::load(&path).map(|config| config.services.len()),
+        Ok(2)
+    );
+}
+
+#[test]
+fn a_backend_is_admitted_at_run_time_by_the_rules_of_the_file() {
+    let config = parse(&everything()).expect("valid");
+    let web = &config.services[0];
+    assert_eq!(web.admit(&backend("web3", "10.0.1.13:80", 1)), Ok(()));
+    let refused = |name, address| web.admit(&backend(name, address, 1)).expect_err("refused");
+    assert_eq!(
+        refused("web1", "10.0.1.13:80").to_string(),
+        "the backend name \"web1\" is used twice"
+    );
+    assert_eq!(
+        refused("web3", "10.0.1.11:8080").to_string(),
+        "the backend address 10.0.1.11:8080 is used twice"
+    );
+    assert!(matches!(
+        refused("web3", "[2001:db8::1]:80"),
+        Fault::MixedFamilies { .. }
+    ));
+    assert!(matches!(
+        refused("web3", "203.0.113.10:80"),
+        Fault::OwnBackend { .. }
+    ));
+}
+
+/// The parser ends, with a configuration or with errors that can be shown and
+/// stand in the text.
+fn ends_well(text: &str) -> Result<(), TestCaseError> {
+    let Err(errors) = parse(text) else {
+        return Ok(());
+    };
+    prop_assert!(!errors.problems().is_empty());
+    prop_assert!(errors.to_string().starts_with("error: "));
+    prop_assert_eq!(errors.lines().count(), errors.problems().len());
+    let lines = 1 + text.matches('\n').count();
+    for problem in errors.problems() {
+        let Some(place) = &problem.place else {
+            continue;
+        };
+        prop_assert!(
+            (1..=lines).contains(&place.line),
+            "line {} of {lines}",
+            place.line
+        );
+        prop_assert!(!place.underlined.is_empty());
+        prop_assert!(problem.first_line.is_none_or(|first| first <= lines));
+    }
+    Ok(())
+}
+
+/// Pieces that mean something to the parser, to be put where they do not belong.
+fn piece() -> impl Strategy<Value = String> {
+    let known = [
+        "[",
+        "]",
+        "[[",
+        "]]",
+        "{",
+        "}",
+        "=",
+        ",",
+        ".",
+        "\"",
+        "'",
+        "\"\"\"",
+        "'''",
+        "\n",
+        "\r\n",
+        "#",
+        "-1",
+        "0",
+        "99999999999999999999",
+        "0x",
+        "1e400",
+        "nan",
+        "true",
+        "1979-05-27",
+        "\\",
+        "\\u0000",
+        "\u{feff}",
+        "\u{0}",
+        "ä",
+        "[node]\n",
+        "[service]\n",
+        "[[service]]\n",
+        "[[service.backend]]\n",
+        "[service.check]\n",
+        "weight = 300\n",
+        "node.name = 1\n",
+        "0s",
+        "[::ffff:1.2.3.4]:0",
+        "fe80::1%9",
+        "none",
+        "http",
+        "dsr",
+        "interfaces",
+        "weight",
+    ];
+    prop_oneof![
+        4 => prop::sample::select(known.map(String::from).to_vec()),
+        1 => any::<String>(),
+    ]
+}
+
+/// The valid file with parts cut out, doubled, moved, and pieces put in.
+fn damaged() -> impl Strategy<Value = String> {
+    let wound = (any::<prop::sample::Index>(), 0_usize..40, piece(), 0..4_u8);
+    prop::collection::vec(wound, 1..8).prop_map(|wounds| {
+        let mut text: Vec<char> = everything().chars().collect();
+        for (at, length, piece, kind) in wounds {
+            let start = at.index(text.len() + 1);
+            let end = (start + length).min(text.len());
+            let part: Vec<char> = text[start..end].to_vec();
+            match kind {
+                0 => drop(text.drain(start..end)),
+                1 => drop(text.splice(start..start, part)),
+                2 => drop(text.splice(start..end, piece.chars())),
+                _ => text.splice(start..start, piece.chars()).for_each(drop),
+            }
+        }
+        text.into_iter().collect()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 3_000,
+        rng_seed: RngSeed::Fixed(2),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn no_damage_to_a_valid_file_upsets_the_parser(text in damaged()) {
+        ends_well(&text)?;
+    }
+
+    #[test]
+    fn no_text_upsets_the_parser(text in any::<String>()) {
+        ends_well(&text)?;
+    }
+
+    #[test]
+    fn no_heap_of_pieces_upsets_the_parser(pieces in prop::collection::vec(piece(), 0..60)) {
+        ends_well(&pieces.concat())?;
+    }
+}
+
+#[test]
+fn nesting_without_end_is_refused() {
+    for text in [
+        format!("a = {}", "[".repeat(1_000_000)),
+        format!("a = {}", "{a=".repeat(1_000_000)),
+        format!("a{} = 1", ".a".repeat(1_000_000)),
+        format!("[a{}]", ".a".repeat(1_000_000)),
+    ] {
+        let said = parse(&text).expect_err("too deep").to_string();
+        assert!(said.contains("recurs"), "{}", &said[..200]);
+    }
+}
