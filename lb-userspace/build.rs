@@ -116,6 +116,9 @@ fn cargo(workspace: &Path, folder: &Path, target: &str, linker: &Path) -> Result
         "-Ctarget-cpu=v3".into(),
         format!("-Clinker={}", linker.display()),
         "-Clink-arg=--btf".into(),
+        // Packets are not aligned, and the machines that run the program load
+        // unaligned words: without this each field is put together byte by byte.
+        "-Clink-arg=--cpu-features=+allows-misaligned-mem-access,+alu32".into(),
     ];
     let mut command = Command::new(variable("CARGO")?);
     command

@@ -75,8 +75,10 @@ pub struct Backend {
     pub address: Address,
     /// The port it listens on.
     pub port: Be16,
+    /// [`TCP`] or [`UDP`].
+    pub protocol: u8,
     /// Bits of [`backend`]; zero in an unused slot.
-    pub flags: u16,
+    pub flags: u8,
     /// The service it belongs to.
     pub service: u32,
 }
@@ -84,10 +86,10 @@ pub struct Backend {
 /// Bits of [`Backend::flags`].
 pub mod backend {
     /// The slot is in use.
-    pub const USED: u16 = 1;
+    pub const USED: u8 = 1;
     /// It was healthy when the controller last wrote; a restarted controller
     /// goes on from here.
-    pub const UP: u16 = 2;
+    pub const UP: u8 = 2;
 }
 
 /// The two ends of a packet as it arrived: the key of both flow tables.

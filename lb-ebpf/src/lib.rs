@@ -39,7 +39,7 @@ use crate::steer::Attribution;
 /// verdict says that it is sent, and counted once, under the verdict.
 #[inline(always)]
 pub fn process(packet: &mut impl Packet, tables: &impl Tables) -> Verdict {
-    let length = packet.len();
+    let length = packet.length();
     let mut whose = Attribution::NOBODY;
     let verdict = match pipeline(packet, tables, &mut whose) {
         Ok(verdict) | Err(verdict) => verdict,

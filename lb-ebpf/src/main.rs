@@ -5,6 +5,8 @@
 // The target has no compare-and-swap in `core::sync::atomic`, and with it goes
 // fetch-and-add, which eBPF does have (instruction set version 3).
 #![allow(internal_features)]
+// The entry point that `#[xdp]` makes is public and has no documentation.
+#![allow(missing_docs, unreachable_pub)]
 #![feature(core_intrinsics)]
 
 mod kernel;

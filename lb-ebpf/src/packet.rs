@@ -92,7 +92,7 @@ pub trait Packet {
     fn at<H: Wire>(&mut self, offset: usize) -> Result<&mut H, Verdict>;
 
     /// The length of the frame in bytes.
-    fn len(&self) -> usize;
+    fn length(&self) -> usize;
 
     /// The index of the interface it came in on.
     fn ingress(&self) -> u32;

@@ -145,7 +145,7 @@ pub fn steer<'a>(
     let key = &parsed.key;
     if let Some(flow) = tables.flow(Stage::Established, key) {
         whose.flow(flow);
-        parsed.sound(packet.len())?;
+        parsed.sound(packet.length())?;
         let segment = Segment::of(packet, parsed)?;
         if !segment.reopens(flow) {
             live_on(tables, Stage::Established, key, flow, &segment);
@@ -179,7 +179,7 @@ fn from_client<'a>(
         service: service.service,
         ..Attribution::NOBODY
     };
-    parsed.sound(packet.len())?;
+    parsed.sound(packet.length())?;
     let segment = Segment::of(packet, parsed)?;
     if let Some(flow) = tables.flow(Stage::Unfinished, key) {
         if !segment.reopens(flow) {
@@ -213,7 +213,7 @@ fn from_backend<'a>(
         return Err(unexpected(tables, parsed));
     };
     whose.flow(flow);
-    parsed.sound(packet.len())?;
+    parsed.sound(packet.length())?;
     let segment = Segment::of(packet, parsed)?;
     let syn = segment
         .flags

@@ -137,10 +137,12 @@ impl Tables for KernelTables<'_> {
             Stage::Unfinished => UNFINISHED.get_ptr_mut(key),
         };
         let Some(flow) = found else { return false };
-        // SAFETY: a pointer to a whole value from the helper; the field is
-        // written without a reference, and a reader sees old or new words,
-        // each of which is a value.
-        unsafe { (&raw mut (*flow).life).write(*life) };
+        // SAFETY: a pointer to a whole value from the helper, so its field is
+        // in bounds.
+        let place = unsafe { &raw mut (*flow).life };
+        // SAFETY: as above; written without a reference, and a reader sees old
+        // or new words, each of which is a value.
+        unsafe { place.write(*life) };
         true
     }
 

@@ -29,7 +29,7 @@ impl Packet for XdpPacket<'_> {
     }
 
     #[inline(always)]
-    fn len(&self) -> usize {
+    fn length(&self) -> usize {
         self.0.data_end() - self.0.data()
     }
 

@@ -1,0 +1,259 @@
+//! What the control socket says, and what `--json` prints.
+//!
+//! The daemon serialises these, the command line reads them back: one form,
+//! so that nothing is lost between the two. Names are part of the interface;
+//! fields are only ever added.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+/// `GET /v1/status`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The node's name.
+    pub node: String,
+    /// The daemon's version.
+    pub version: String,
+    /// The daemon's process.
+    pub pid: u32,
+    /// Seconds since the daemon started.
+    pub uptime_seconds: u64,
+    /// Whether the daemon adopted flows and schedules that were already there.
+    pub adopted: bool,
+    /// The role in a pair: `standalone`.
+    pub ha_state: String,
+    /// Where the program is attached.
+    pub interfaces: Vec<Interface>,
+    /// One line each.
+    pub services: Vec<ServiceSummary>,
+    /// Entries the flow table can hold, both halves of a connection counted.
+    pub flow_capacity: u64,
+    /// Changes made at run time that differ from the file.
+    pub overrides: usize,
+}
+
+/// An interface with the program attached.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// `native` or `generic`.
+    pub xdp_mode: String,
+}
+
+/// `GET /v1/services`, and part of the status.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServiceSummary {
+    /// The name in the configuration.
+    pub name: String,
+    /// Address and port.
+    pub listen: SocketAddr,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// `full-nat` or `nat`.
+    pub forward: String,
+    /// `wrr`.
+    pub scheduler: String,
+    /// Backends that pass their checks.
+    pub healthy: usize,
+    /// All backends.
+    pub total: usize,
+    /// New connections a second, over the last second.
+    pub new_flows_per_second: f64,
+    /// Packets a second in both directions, over the last second.
+    pub packets_per_second: f64,
+    /// Bits a second in both directions, over the last second.
+    pub bits_per_second: f64,
+}
+
+/// `GET /v1/services/NAME`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServiceDetail {
+    /// The line of the list.
+    #[serde(flatten)]
+    pub summary: ServiceSummary,
+    /// Slots in the sequence now in force.
+    pub sequence_length: usize,
+    /// The largest relative error of any backend's share; 0 when exact.
+    pub share_error: f64,
+    /// How its backends are checked, in words.
+    pub check: String,
+    /// What was counted.
+    pub traffic: Traffic,
+    /// Packets dropped for this service.
+    pub drops: Vec<DropCount>,
+    /// Its backends.
+    pub backends: Vec<Backend>,
+}
+
+/// `GET /v1/backends`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Backend {
+    /// The service it belongs to.
+    pub service: String,
+    /// Its name.
+    pub name: String,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// `up`, `down` or `unknown` (not checked yet, counted as up).
+    pub state: String,
+    /// Why it is in that state: the last result of its check.
+    pub reason: String,
+    /// Seconds since it has been in that state.
+    pub since_seconds: f64,
+    /// The weight in force for the next connection, before health.
+    pub weight: u16,
+    /// The weight in the file; absent for a backend added at run time.
+    pub configured_weight: Option<u16>,
+    /// Where the weight comes from: `file`, `override` or `drain`.
+    pub weight_source: String,
+    /// The part of new connections it gets now, 0 to 1.
+    pub share: f64,
+    /// Its slots in the sequence.
+    pub slots: usize,
+    /// Connections in the flow tables that go to it and have not ended.
+    pub active_flows: u64,
+    /// What was counted.
+    pub traffic: Traffic,
+}
+
+/// Packets and bytes of whole frames, by direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// From clients.
+    pub forward_packets: u64,
+    /// From clients.
+    pub forward_bytes: u64,
+    /// From backends.
+    pub reply_packets: u64,
+    /// From backends.
+    pub reply_bytes: u64,
+    /// Connections begun.
+    pub new_flows: u64,
+}
+
+/// `PUT /v1/services/S/backends/B/weight`
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct SetWeight {
+    /// 0 to 256.
+    pub weight: u16,
+}
+
+/// `POST /v1/services/S/backends`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AddBackend {
+    /// Its name.
+    pub name: String,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// 0 to 256.
+    pub weight: u16,
+}
+
+/// What a change did: the answer to every change.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Changed {
+    /// One sentence.
+    pub message: String,
+    /// The backend as it is now; absent after a removal.
+    pub backend: Option<Backend>,
+}
+
+/// One difference from the file. `GET /v1/overrides`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Override {
+    /// The service.
+    pub service: String,
+    /// The backend.
+    pub backend: String,
+    /// `weight`, `drained`, `added` or `removed`.
+    pub kind: String,
+    /// What the file says.
+    pub file: String,
+    /// What is in force.
+    pub now: String,
+}
+
+/// `GET /v1/flows?service=&backend=&limit=`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Flows {
+    /// Connections that match and have not ended, whether listed or not.
+    pub total: u64,
+    /// At most as many as asked for.
+    pub flows: Vec<Flow>,
+}
+
+/// One connection.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Flow {
+    /// The service.
+    pub service: String,
+    /// The backend.
+    pub backend: String,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// The client.
+    pub client: SocketAddr,
+    /// The service's address.
+    pub listen: SocketAddr,
+    /// The source that the backend sees.
+    pub source: SocketAddr,
+    /// Where the backend listens.
+    pub address: SocketAddr,
+    /// `unfinished`, `established` or `closing`.
+    pub state: String,
+    /// Seconds since a packet was noted, to about a second.
+    pub idle_seconds: f64,
+}
+
+/// One reason for dropping, or (`GET /v1/drops?all=true`) any verdict.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DropCount {
+    /// The verdict's name.
+    pub reason: String,
+    /// `drop`, `pass`, `tx` or `redirect`.
+    pub verdict: String,
+    /// Packets.
+    pub packets: u64,
+    /// What it means and what to do.
+    pub help: String,
+    /// For which service and backend, where known.
+    pub by: Vec<DropShare>,
+}
+
+/// A part of a [`DropCount`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DropShare {
+    /// The service, if it was known when the packet was dropped.
+    pub service: Option<String>,
+    /// The backend, if it was known when the packet was dropped.
+    pub backend: Option<String>,
+    /// Packets.
+    pub packets: u64,
+}
+
+/// `POST /v1/reload`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// What changed, a sentence each.
+    pub changes: Vec<String>,
+}
+
+/// The body of every answer that is not 2xx.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Refused {
+    /// What, why, what to do.
+    pub error: String,
+}
+
+/// An address that the daemon has put on an interface.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct OwnAddress {
+    /// The interface.
+    pub interface: String,
+    /// The address.
+    pub address: IpAddr,
+}

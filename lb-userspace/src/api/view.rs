@@ -1,0 +1,382 @@
+//! From the controller's values to the forms of the API.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+use lb_common::abi::{NOBODY, TCP, forward};
+use lb_common::flow::{BACKEND_FIN, CLIENT_FIN, ended};
+use lb_common::{Action, Verdict, abi};
+
+use super::types;
+use crate::config::CheckKind;
+use crate::controller::Controller;
+use crate::dataplane::Flows;
+use crate::health::{State, TargetId};
+use crate::host;
+
+/// `GET /v1/status`
+pub(super) fn status(controller: &Controller) -> types::Status {
+    let mode = |name: &str| {
+        controller
+            .state
+            .xdp_modes
+            .get(name)
+            .cloned()
+            .unwrap_or_default()
+    };
+    types::Status {
+        node: controller.config.node.name.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        uptime_seconds: controller.started.elapsed().as_secs(),
+        adopted: controller.adopted,
+        ha_state: "standalone".to_owned(),
+        interfaces: controller
+            .attachments
+            .iter()
+            .map(|attachment| types::Interface {
+                name: attachment.interface.clone(),
+                index: attachment.index,
+                xdp_mode: mode(&attachment.interface),
+            })
+            .collect(),
+        services: summaries(controller),
+        flow_capacity: controller.dataplane.flow_capacity(),
+        overrides: controller.state.overrides.len(),
+    }
+}
+
+/// `GET /v1/services`
+pub(super) fn summaries(controller: &Controller) -> Vec<types::ServiceSummary> {
+    (0..controller.desired.len())
+        .map(|place| summary(controller, place))
+        .collect()
+}
+
+fn summary(controller: &Controller, place: usize) -> types::ServiceSummary {
+    let service = &controller.desired[place];
+    let rate = controller
+        .rates
+        .get(&controller.plan[place].number)
+        .copied()
+        .unwrap_or_default();
+    types::ServiceSummary {
+        name: service.name.clone(),
+        listen: service.listen.address.socket(service.listen.port),
+        protocol: protocol(service.listen.protocol),
+        forward: if service.forward == forward::NAT {
+            "nat"
+        } else {
+            "full-nat"
+        }
+        .to_owned(),
+        scheduler: "wrr".to_owned(),
+        healthy: service.backends.iter().filter(|backend| backend.up).count(),
+        total: service.backends.len(),
+        new_flows_per_second: rate.new_flows,
+        packets_per_second: rate.packets,
+        bits_per_second: rate.bits,
+    }
+}
+
+/// `GET /v1/services/NAME`
+pub(super) fn detail(
+    controller: &Controller,
+    place: usize,
+    flows: &BTreeMap<u32, u64>,
+) -> anyhow::Result<types::ServiceDetail> {
+    let number = controller.plan[place].number;
+    let (sequence_length, _) = controller.slots(place);
+    let check = &controller.config.services[place].check;
+    let check = match check.kind {
+        CheckKind::None => "none".to_owned(),
+        kind => format!(
+            "{} every {}, timeout {}, rise {}, fall {}",
+            kind.name(),
+            humantime::format_duration(check.interval),
+            humantime::format_duration(check.timeout),
+            check.rise,
+            check.fall
+        ),
+    };
+    let name = &controller.desired[place].name;
+    let mut of_service = drops(controller, false)?;
+    for count in &mut of_service {
+        count
+            .by
+            .retain(|share| share.service.as_deref() == Some(name.as_str()));
+        count.packets = count.by.iter().map(|share| share.packets).sum();
+    }
+    of_service.retain(|count| count.packets > 0);
+    Ok(types::ServiceDetail {
+        summary: summary(controller, place),
+        sequence_length,
+        share_error: controller.plan[place].share_error,
+        check,
+        traffic: traffic(&controller.dataplane.service_traffic(number)?),
+        drops: of_service,
+        backends: backends(controller, place, flows)?,
+    })
+}
+
+/// The backends of one service.
+pub(super) fn backends(
+    controller: &Controller,
+    place: usize,
+    flows: &BTreeMap<u32, u64>,
+) -> anyhow::Result<Vec<types::Backend>> {
+    let service = &controller.desired[place];
+    let (length, slots) = controller.slots(place);
+    let numbers = &controller.plan[place].backends;
+    service
+        .backends
+        .iter()
+        .zip(numbers)
+        .map(|(backend, number)| {
+            let id = TargetId {
+                service: service.name.clone(),
+                backend: backend.name.clone(),
+            };
+            let (state, reason, since_seconds) = health(controller, &id);
+            let slots = slots.get(number).copied().unwrap_or(0);
+            let overridden = controller
+                .state
+                .overrides
+                .of(&id)
+                .is_some_and(|o| o.weight.is_some());
+            Ok(types::Backend {
+                service: service.name.clone(),
+                name: backend.name.clone(),
+                address: backend.endpoint.address.socket(backend.endpoint.port),
+                state,
+                reason,
+                since_seconds,
+                weight: backend.weight,
+                configured_weight: backend.configured,
+                weight_source: match (backend.drained, overridden) {
+                    (true, _) => "drain",
+                    (false, true) => "override",
+                    (false, false) => "file",
+                }
+                .to_owned(),
+                share: if length == 0 {
+                    0.0
+                } else {
+                    slots as f64 / length as f64
+                },
+                slots,
+                active_flows: flows.get(number).copied().unwrap_or(0),
+                traffic: traffic(&controller.dataplane.backend_traffic(*number)?),
+            })
+        })
+        .collect()
+}
+
+fn health(controller: &Controller, id: &TargetId) -> (String, String, f64) {
+    match controller.status_of(id) {
+        None => {
+            let since = controller.started.elapsed().as_secs_f64();
+            (
+                State::adopted(true).word().to_owned(),
+                "not checked".to_owned(),
+                since,
+            )
+        }
+        Some(status) => {
+            let since = SystemTime::now()
+                .duration_since(status.since)
+                .unwrap_or_default();
+            (
+                status.state.word().to_owned(),
+                status.last_result,
+                since.as_secs_f64(),
+            )
+        }
+    }
+}
+
+fn traffic(counted: &abi::Traffic) -> types::Traffic {
+    let abi::Traffic {
+        forward_packets,
+        forward_bytes,
+        reply_packets,
+        reply_bytes,
+        new_flows,
+    } = *counted;
+    types::Traffic {
+        forward_packets,
+        forward_bytes,
+        reply_packets,
+        reply_bytes,
+        new_flows,
+    }
+}
+
+/// `GET /v1/overrides`
+pub(super) fn overrides(controller: &Controller) -> Vec<types::Override> {
+    let mut all = Vec::new();
+    for (service, backends) in &controller.state.overrides.0 {
+        for (backend, change) in backends {
+            let configured = controller
+                .config
+                .services
+                .iter()
+                .find(|entry| entry.name == *service)
+                .and_then(|entry| entry.backends.iter().find(|entry| entry.name == *backend));
+            let file = configured.map_or("absent".to_owned(), |b| format!("weight {}", b.weight));
+            let mut differs = |kind: &str, now: String| {
+                all.push(types::Override {
+                    service: service.clone(),
+                    backend: backend.clone(),
+                    kind: kind.to_owned(),
+                    file: file.clone(),
+                    now,
+                });
+            };
+            let weight = change.weight.or(configured.map(|b| b.weight)).unwrap_or(1);
+            if change.removed {
+                differs("removed", "absent".to_owned());
+            } else if let Some(address) = change.added {
+                differs("added", format!("{address}, weight {weight}"));
+            } else if change.weight.is_some() {
+                differs("weight", format!("weight {weight}"));
+            }
+            if change.drained {
+                differs("drained", format!("drained; weight {weight} when enabled"));
+            }
+        }
+    }
+    all
+}
+
+/// `GET /v1/drops`: the verdicts that dropped, or all.
+pub(super) fn drops(controller: &Controller, all: bool) -> anyhow::Result<Vec<types::DropCount>> {
+    let names = Names::of(controller);
+    let shares = controller.dataplane.drops()?;
+    let counts = controller.dataplane.verdicts()?;
+    let listed = Verdict::ALL
+        .iter()
+        .map(|&verdict| (verdict, counts.get(verdict as usize).copied().unwrap_or(0)))
+        .filter(|&(verdict, packets)| packets > 0 && (all || verdict.action() == Action::Drop))
+        .map(|(verdict, packets)| {
+            let mut by: Vec<types::DropShare> = shares
+                .iter()
+                .filter(|(key, _)| key.verdict == verdict as u32)
+                .map(|(key, packets)| types::DropShare {
+                    service: names.service(key.service),
+                    backend: names.backend(key.backend).map(|(_, name)| name),
+                    packets: *packets,
+                })
+                .collect();
+            by.sort_by(|a, b| b.packets.cmp(&a.packets));
+            types::DropCount {
+                reason: verdict.name().to_owned(),
+                verdict: verdict.action().name().to_owned(),
+                packets,
+                help: verdict.help().to_owned(),
+                by,
+            }
+        });
+    let mut listed: Vec<types::DropCount> = listed.collect();
+    listed.sort_by(|a, b| b.packets.cmp(&a.packets));
+    Ok(listed)
+}
+
+/// The names behind numbers.
+pub(super) struct Names {
+    services: BTreeMap<u32, String>,
+    backends: BTreeMap<u32, (String, String)>,
+}
+
+impl Names {
+    pub(super) fn of(controller: &Controller) -> Self {
+        let mut names = Self {
+            services: BTreeMap::new(),
+            backends: BTreeMap::new(),
+        };
+        for (service, plan) in controller.desired.iter().zip(&controller.plan) {
+            names.services.insert(plan.number, service.name.clone());
+            for (backend, &number) in service.backends.iter().zip(&plan.backends) {
+                names
+                    .backends
+                    .insert(number, (service.name.clone(), backend.name.clone()));
+            }
+        }
+        names
+    }
+
+    fn service(&self, number: u32) -> Option<String> {
+        self.services.get(&number).cloned()
+    }
+
+    fn backend(&self, number: u32) -> Option<(String, String)> {
+        if number == NOBODY {
+            None
+        } else {
+            self.backends.get(&number).cloned()
+        }
+    }
+}
+
+/// `GET /v1/flows`
+pub(super) fn flows(
+    tables: &Flows,
+    names: &Names,
+    service: Option<&str>,
+    backend: Option<&str>,
+    limit: usize,
+) -> types::Flows {
+    let hertz = host::ticks_per_second();
+    let now = host::ticks_now(hertz);
+    let mut listed = types::Flows {
+        total: 0,
+        flows: Vec::new(),
+    };
+    for (key, flow, established) in tables.forward() {
+        if ended(flow.life.state) {
+            continue;
+        }
+        let (of, to) = names.backend(flow.backend).unwrap_or_else(|| {
+            // Taken out, with connections that go on.
+            let service = names
+                .service(flow.service)
+                .unwrap_or_else(|| "(removed)".to_owned());
+            (service, "(removed)".to_owned())
+        });
+        if service.is_some_and(|name| name != of) || backend.is_some_and(|name| name != to) {
+            continue;
+        }
+        listed.total += 1;
+        if listed.flows.len() >= limit {
+            continue;
+        }
+        let socket = |address: lb_common::Address, port: lb_common::Be16| -> SocketAddr {
+            address.socket(port)
+        };
+        let closing = flow.life.state & (CLIENT_FIN | BACKEND_FIN) != 0;
+        listed.flows.push(types::Flow {
+            service: of,
+            backend: to,
+            protocol: protocol(key.protocol),
+            client: socket(key.src, key.src_port),
+            listen: socket(key.dst, key.dst_port),
+            source: socket(flow.src, flow.src_port),
+            address: socket(flow.dst, flow.dst_port),
+            state: match (established, closing) {
+                (_, true) => "closing",
+                (true, false) => "established",
+                (false, false) => "unfinished",
+            }
+            .to_owned(),
+            // The estimate of now may be a tick behind the kernel's.
+            idle_seconds: f64::from(now.wrapping_sub(flow.life.seen).cast_signed().max(0))
+                / f64::from(hertz),
+        });
+    }
+    listed
+}
+
+fn protocol(number: u8) -> String {
+    if number == TCP { "tcp" } else { "udp" }.to_owned()
+}

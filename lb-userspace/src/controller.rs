@@ -1,0 +1,686 @@
+//! The controller: the one owner of the desired state and of the tables.
+//!
+//! Everything that happens (a health verdict, a command, a new file, the
+//! passing of time) ends in [`Controller::reconcile`]: merge, plan, diff,
+//! apply. A change that does not fit is refused before anything is written.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use lb_common::abi::{self, Traffic};
+use log::{info, warn};
+
+use crate::address::{Added, Addresses, interface_for};
+use crate::config::{self, CheckKind, Config, Node};
+use crate::dataplane::{Dataplane, Flows};
+use crate::health::{self, Checker, Target, TargetId};
+use crate::model::{self, Overrides, Service};
+use crate::reconcile::{self, Capacity, Lingering, ServicePlan, Tables};
+use crate::state::{self, State};
+use crate::{host, schedule};
+
+/// What a command was refused for.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// There is no such thing.
+    #[error("{0}")]
+    Unknown(String),
+    /// It may not be.
+    #[error("{0}")]
+    Invalid(String),
+    /// It should have worked.
+    #[error("{0:#}")]
+    Failed(#[from] anyhow::Error),
+}
+
+/// One interface as attached.
+#[derive(Clone, Debug)]
+pub struct Attachment {
+    /// Its name.
+    pub interface: String,
+    /// Its index.
+    pub index: u32,
+}
+
+/// See the module.
+pub struct Controller {
+    /// The file in force.
+    pub config: Config,
+    /// What was changed at run time, and what else the next daemon needs.
+    pub state: State,
+    /// Where the state is kept.
+    pub state_path: PathBuf,
+    /// The kernel's side.
+    pub dataplane: Dataplane,
+    /// Where the program is attached.
+    pub attachments: Vec<Attachment>,
+    /// Whether there were tables to adopt at the start.
+    pub adopted: bool,
+    /// When the daemon started.
+    pub started: Instant,
+    /// The services as they should be.
+    pub desired: Vec<Service>,
+    /// Their numbers in the tables, in the same order.
+    pub plan: Vec<ServicePlan>,
+    /// Speeds by service number.
+    pub rates: BTreeMap<u32, Rate>,
+    tables: Tables,
+    lingering: Lingering,
+    checker: Checker,
+    addresses: Addresses,
+}
+
+/// A second's worth of traffic.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rate {
+    /// Connections a second.
+    pub new_flows: f64,
+    /// Packets a second.
+    pub packets: f64,
+    /// Bits a second.
+    pub bits: f64,
+    last: Option<(Instant, Traffic)>,
+}
+
+impl Controller {
+    /// A controller for tables as the kernel has them.
+    pub fn new(
+        config: Config,
+        state: State,
+        dataplane: Dataplane,
+        adopted: bool,
+        checker: Checker,
+        addresses: Addresses,
+    ) -> anyhow::Result<Self> {
+        let tables = dataplane.read()?;
+        Ok(Self {
+            state_path: state::path(&config.node.control),
+            config,
+            state,
+            dataplane,
+            attachments: Vec::new(),
+            adopted,
+            started: Instant::now(),
+            desired: Vec::new(),
+            plan: Vec::new(),
+            rates: BTreeMap::new(),
+            tables,
+            lingering: Lingering::default(),
+            checker,
+            addresses,
+        })
+    }
+
+    /// Brings the kernel's tables to what file, overrides and health say now.
+    pub fn reconcile(&mut self) -> Result<(), Refusal> {
+        let overrides = self.state.overrides.clone();
+        self.enforce(self.config.clone(), overrides)
+    }
+
+    /// Brings the kernel's tables to this file with these overrides, and takes
+    /// both over. If it does not fit, nothing changes.
+    fn enforce(&mut self, config: Config, overrides: Overrides) -> Result<(), Refusal> {
+        self.checker.reconcile(self.targets(&config, &overrides));
+        let board = self.checker.status();
+        let up = |id: &TargetId, _: SocketAddr| {
+            board
+                .get(id)
+                .is_none_or(|status| !matches!(status.state, health::State::Down { .. }))
+        };
+        let desired = model::desired(&config, &overrides, up);
+        let sizes = self.dataplane.sizes();
+        let capacity = Capacity {
+            services: sizes.services,
+            backends: sizes.backends,
+        };
+        let mut lingering = self.lingering.clone();
+        let plan = reconcile::plan(
+            &desired,
+            &self.tables,
+            &mut lingering,
+            capacity,
+            Instant::now(),
+        )
+        .map_err(|full| Refusal::Invalid(full.to_string()))?;
+        for change in reconcile::diff(&self.tables, &plan.tables) {
+            self.dataplane.apply(&change)?;
+            self.tables.apply(&change);
+        }
+        self.lingering = lingering;
+        self.desired = desired;
+        self.plan = plan.services;
+        self.config = config;
+        if self.state.overrides != overrides {
+            self.state.overrides = overrides;
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    /// What is to be checked. A backend that the tables already know goes on
+    /// as up or down as it was.
+    fn targets(&self, config: &Config, overrides: &Overrides) -> Vec<Target> {
+        let known: BTreeMap<(abi::Endpoint, abi::Endpoint), bool> = self.known_health();
+        let mut targets = Vec::new();
+        let checks: BTreeMap<&str, &config::Service> = config
+            .services
+            .iter()
+            .map(|service| (service.name.as_str(), service))
+            .collect();
+        for service in model::desired(config, overrides, |_, _| true) {
+            let Some(in_file) = checks.get(service.name.as_str()) else {
+                continue;
+            };
+            let check = &in_file.check;
+            if check.kind == CheckKind::None {
+                continue;
+            }
+            for backend in service.backends {
+                let up = known.get(&(service.listen, backend.endpoint));
+                let mut address = backend.endpoint.address.socket(backend.endpoint.port);
+                if let Some(port) = check.port {
+                    address.set_port(port);
+                }
+                targets.push(Target {
+                    id: TargetId {
+                        service: service.name.clone(),
+                        backend: backend.name,
+                    },
+                    address,
+                    settings: health::Settings {
+                        interval: check.interval,
+                        timeout: check.timeout,
+                        rise: check.rise,
+                        fall: check.fall,
+                    },
+                    initial: up.map_or(health::State::Unknown, |&up| health::State::adopted(up)),
+                });
+            }
+        }
+        targets
+    }
+
+    fn known_health(&self) -> BTreeMap<(abi::Endpoint, abi::Endpoint), bool> {
+        let services: BTreeMap<u32, abi::Endpoint> = self
+            .tables
+            .parties
+            .iter()
+            .filter(|(_, party)| party.roles & abi::role::SERVICE != 0)
+            .map(|(&endpoint, party)| (party.service, endpoint))
+            .collect();
+        self.tables
+            .backends
+            .values()
+            .filter_map(|backend| {
+                let listen = *services.get(&backend.service)?;
+                let abi::Backend {
+                    address,
+                    port,
+                    protocol,
+                    flags,
+                    ..
+                } = *backend;
+                let endpoint = abi::Endpoint {
+                    address,
+                    port,
+                    protocol,
+                    zero: 0,
+                };
+                Some(((listen, endpoint), flags & abi::backend::UP != 0))
+            })
+            .collect()
+    }
+
+    /// Takes note of a verdict on a backend's health.
+    pub fn health_changed(&mut self, report: &health::Report) {
+        let TargetId { service, backend } = &report.id;
+        let current = self.targets(&self.config, &self.state.overrides);
+        if !current
+            .iter()
+            .any(|target| target.id == report.id && target.address == report.address)
+        {
+            // A verdict on an address that the backend no longer has.
+            return;
+        }
+        if report.up {
+            info!("{service}/{backend} is up: {}", report.reason);
+        } else {
+            warn!("{service}/{backend} is down: {}", report.reason);
+        }
+        if let Err(error) = self.reconcile() {
+            warn!("the schedule could not be brought up to date: {error}");
+        }
+        let number = self
+            .desired
+            .iter()
+            .position(|wanted| wanted.name == *service);
+        if number.is_some_and(|n| {
+            self.desired[n]
+                .backends
+                .iter()
+                .all(|b| b.effective_weight() == 0)
+        }) {
+            warn!("{service} has no backend left: its new connections are dropped (no_backend)");
+        }
+    }
+
+    /// When something is due that no event announces.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.lingering.next_deadline()
+    }
+
+    /// Takes over a new file. A file that is not valid, or does not fit,
+    /// changes nothing. Gives what changed, a sentence each.
+    pub async fn reload(&mut self, path: &std::path::Path) -> Result<Vec<String>, Refusal> {
+        let mut config =
+            config::load(path).map_err(|errors| Refusal::Invalid(errors.to_string()))?;
+        let mut changes = Vec::new();
+        let restart_only = keep_node(&mut config.node, &self.config.node);
+        for setting in restart_only {
+            changes.push(format!(
+                "node.{setting} differs: it takes effect after a restart"
+            ));
+        }
+        for name in &config.node.interfaces {
+            host::ifindex(name).map_err(|error| Refusal::Invalid(error.to_string()))?;
+        }
+        let (before, old) = (self.desired.clone(), self.config.clone());
+        let mut overrides = self.state.overrides.clone();
+        for orphan in overrides.prune(&config) {
+            changes.push(format!(
+                "{}/{}: what was changed at run time is void, for the file no longer has it",
+                orphan.service, orphan.backend
+            ));
+        }
+        self.enforce(config, overrides)?;
+        self.attach_all()?;
+        self.take_addresses().await?;
+        changes.extend(differences(&before, &self.desired));
+        if old.node.interfaces != self.config.node.interfaces {
+            changes.push(format!(
+                "attached to {}",
+                self.config.node.interfaces.join(", ")
+            ));
+        }
+        Ok(changes)
+    }
+
+    /// Attaches to the interfaces of the file, and detaches from others.
+    pub fn attach_all(&mut self) -> anyhow::Result<()> {
+        for interface in self.config.node.interfaces.clone() {
+            let index = host::ifindex(&interface)?;
+            let attached = self
+                .attachments
+                .iter()
+                .any(|a| a.interface == interface && a.index == index);
+            if attached {
+                continue;
+            }
+            let mode = self
+                .dataplane
+                .attach(&interface, index, self.config.node.xdp_mode)?;
+            match mode {
+                Some(mode) => {
+                    info!("attached to {interface} in {} mode", mode.name());
+                    self.state
+                        .xdp_modes
+                        .insert(interface.clone(), mode.name().to_owned());
+                }
+                None => {
+                    info!("took over {interface} from an earlier run; its link never went away")
+                }
+            }
+            self.attachments
+                .retain(|other| other.interface != interface);
+            self.attachments.push(Attachment { interface, index });
+        }
+        for interface in self.dataplane.detach_others(&self.config.node.interfaces)? {
+            info!("detached from {interface}");
+            self.attachments
+                .retain(|other| other.interface != interface);
+            self.state.xdp_modes.remove(&interface);
+        }
+        self.save()
+    }
+
+    /// Puts the services' addresses on an interface, and takes off those that
+    /// no service has any more. An address that the host has of its own accord
+    /// is neither added nor removed. Gives what was added.
+    pub async fn take_addresses(&mut self) -> anyhow::Result<Vec<(String, IpAddr)>> {
+        let wanted: BTreeSet<IpAddr> = self
+            .config
+            .services
+            .iter()
+            .map(|service| service.listen.ip())
+            .collect();
+        let mut added = Vec::new();
+        let listed = self.addresses.list().await?;
+        for &address in &wanted {
+            if listed.iter().any(|entry| entry.address == address) {
+                continue;
+            }
+            let interface = interface_for(address, &self.config.node.interfaces, &listed)
+                .context("there is no interface for the services' addresses")?;
+            if self.addresses.add(interface, address).await? == Added::Added {
+                info!("put {address} on {interface}");
+                added.push((interface.to_owned(), address));
+            }
+        }
+        for entry in listed
+            .iter()
+            .filter(|entry| entry.ours && !wanted.contains(&entry.address))
+        {
+            self.drop_address(&entry.interface, entry.address).await?;
+        }
+        Ok(added)
+    }
+
+    async fn drop_address(&self, interface: &str, address: IpAddr) -> anyhow::Result<()> {
+        if self
+            .config
+            .node
+            .interfaces
+            .iter()
+            .any(|name| name == interface)
+            && self.addresses.remove(interface, address).await?
+        {
+            info!("took {address} off {interface}");
+        }
+        Ok(())
+    }
+
+    /// Takes off every address that this program has put on its interfaces.
+    pub async fn release_addresses(&self) -> anyhow::Result<()> {
+        for entry in self
+            .addresses
+            .list()
+            .await?
+            .iter()
+            .filter(|entry| entry.ours)
+        {
+            self.drop_address(&entry.interface, entry.address).await?;
+        }
+        Ok(())
+    }
+
+    /// Samples the services' counters for the rates.
+    pub fn sample(&mut self) {
+        let now = Instant::now();
+        for service in &self.plan {
+            let Ok(traffic) = self.dataplane.service_traffic(service.number) else {
+                continue;
+            };
+            let rate = self.rates.entry(service.number).or_default();
+            if let Some((then, before)) = rate.last {
+                let seconds = now
+                    .duration_since(then)
+                    .max(Duration::from_millis(1))
+                    .as_secs_f64();
+                let per_second =
+                    |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
+                rate.new_flows = per_second(traffic.new_flows, before.new_flows);
+                rate.packets = per_second(
+                    traffic.forward_packets + traffic.reply_packets,
+                    before.forward_packets + before.reply_packets,
+                );
+                rate.bits = 8.0
+                    * per_second(
+                        traffic.forward_bytes + traffic.reply_bytes,
+                        before.forward_bytes + before.reply_bytes,
+                    );
+            }
+            rate.last = Some((now, traffic));
+        }
+        let numbers: BTreeSet<u32> = self.plan.iter().map(|service| service.number).collect();
+        self.rates.retain(|number, _| numbers.contains(number));
+    }
+
+    /// A reader of the flow tables for a thread of its own.
+    pub fn flows(&self) -> Result<Flows, Refusal> {
+        Ok(self.dataplane.flows()?)
+    }
+
+    /// The health board's entry of a backend.
+    pub fn status_of(&self, id: &TargetId) -> Option<health::Status> {
+        self.checker.board().status_of(id)
+    }
+
+    /// The place of a service and of one of its backends.
+    pub fn find(&self, service: &str, backend: &str) -> Result<(usize, usize), Refusal> {
+        let place = self.find_service(service)?;
+        let backends = &self.desired[place].backends;
+        let within = backends
+            .iter()
+            .position(|entry| entry.name == backend)
+            .ok_or_else(|| {
+                let names: Vec<&str> = backends.iter().map(|entry| entry.name.as_str()).collect();
+                Refusal::Unknown(format!(
+                    "service {service} has no backend {backend}; it has: {}",
+                    list(&names)
+                ))
+            })?;
+        Ok((place, within))
+    }
+
+    /// The place of a service.
+    pub fn find_service(&self, service: &str) -> Result<usize, Refusal> {
+        self.desired
+            .iter()
+            .position(|entry| entry.name == service)
+            .ok_or_else(|| {
+                let names: Vec<&str> = self
+                    .desired
+                    .iter()
+                    .map(|entry| entry.name.as_str())
+                    .collect();
+                Refusal::Unknown(format!(
+                    "there is no service {service}; there are: {}",
+                    list(&names)
+                ))
+            })
+    }
+
+    /// Changes the overrides and enforces them; refused, nothing changes.
+    fn change(&mut self, change: impl FnOnce(&mut Overrides)) -> Result<(), Refusal> {
+        let mut overrides = self.state.overrides.clone();
+        change(&mut overrides);
+        overrides.prune(&self.config);
+        self.enforce(self.config.clone(), overrides)
+    }
+
+    /// Sets a weight for new connections; also ends a drain.
+    pub fn set_weight(&mut self, id: &TargetId, weight: u16) -> Result<(), Refusal> {
+        if weight > config::value::MAX_WEIGHT {
+            return Err(Refusal::Invalid(format!(
+                "weight {weight} is out of range: 0 to {}, where 0 drains",
+                config::value::MAX_WEIGHT
+            )));
+        }
+        self.find(&id.service, &id.backend)?;
+        self.change(|overrides| {
+            let entry = overrides.entry(id);
+            entry.weight = Some(weight);
+            entry.drained = false;
+        })
+    }
+
+    /// Stops (or allows again) new connections to a backend, keeping its weight.
+    pub fn set_drained(&mut self, id: &TargetId, drained: bool) -> Result<(), Refusal> {
+        self.find(&id.service, &id.backend)?;
+        self.change(|overrides| overrides.entry(id).drained = drained)
+    }
+
+    /// Adds a backend to a service.
+    pub fn add_backend(
+        &mut self,
+        id: &TargetId,
+        address: SocketAddr,
+        weight: u16,
+    ) -> Result<(), Refusal> {
+        let place = self.find_service(&id.service)?;
+        let backend = config::Backend {
+            name: id.backend.clone(),
+            address,
+            weight,
+        };
+        config::value::name("backend", &backend.name)
+            .and_then(|_| config::value::weight(i64::from(weight)))
+            .and_then(|_| config::value::address("address", &address.to_string()))
+            .map_err(|fault| Refusal::Invalid(fault.to_string()))?;
+        let mut service = self.config.services[place].clone();
+        service.backends = self.desired[place]
+            .backends
+            .iter()
+            .map(|entry| config::Backend {
+                name: entry.name.clone(),
+                address: entry.endpoint.address.socket(entry.endpoint.port),
+                weight: entry.weight,
+            })
+            .collect();
+        service
+            .admit(&backend)
+            .map_err(|fault| Refusal::Invalid(fault.to_string()))?;
+        let in_file = self.config.services[place]
+            .backends
+            .iter()
+            .find(|b| b.name == id.backend);
+        if let Some(in_file) = in_file.filter(|in_file| in_file.address != address) {
+            return Err(Refusal::Invalid(format!(
+                "backend {} is in the file as {} and was taken out; put it back with that address, or choose another name",
+                id.backend, in_file.address
+            )));
+        }
+        let in_file = in_file.is_some();
+        self.change(|overrides| {
+            let entry = overrides.entry(id);
+            *entry = model::Override {
+                weight: Some(weight),
+                added: (!in_file).then_some(address),
+                ..model::Override::default()
+            };
+        })
+    }
+
+    /// Takes a backend out: no new connections; those that exist go on.
+    pub fn remove_backend(&mut self, id: &TargetId) -> Result<(), Refusal> {
+        let (place, within) = self.find(&id.service, &id.backend)?;
+        let in_file = self.desired[place].backends[within].configured.is_some();
+        self.change(|overrides| {
+            if in_file {
+                *overrides.entry(id) = model::Override {
+                    removed: true,
+                    ..model::Override::default()
+                };
+            } else if let Some(backends) = overrides.0.get_mut(&id.service) {
+                backends.remove(&id.backend);
+            }
+        })
+    }
+
+    /// Goes back to what the file says.
+    pub fn clear_overrides(&mut self) -> Result<usize, Refusal> {
+        let count = self.state.overrides.len();
+        self.enforce(self.config.clone(), Overrides::default())?;
+        Ok(count)
+    }
+
+    /// How many slots each backend of a service has in the sequence in force.
+    pub fn slots(&self, place: usize) -> (usize, BTreeMap<u32, usize>) {
+        let weights: Vec<(u32, u16)> = self.plan[place]
+            .backends
+            .iter()
+            .zip(&self.desired[place].backends)
+            .map(|(&number, backend)| (number, backend.effective_weight()))
+            .collect();
+        let sequence = schedule::sequence(&weights);
+        let mut counts = BTreeMap::new();
+        for slot in &sequence.slots {
+            *counts.entry(*slot).or_insert(0) += 1;
+        }
+        (sequence.slots.len(), counts)
+    }
+
+    fn save(&self) -> anyhow::Result<()> {
+        state::save(&self.state_path, &self.state)
+    }
+}
+
+/// Settings of the node that a running daemon does not change: puts the old
+/// ones in, and gives their names.
+fn keep_node(new: &mut Node, old: &Node) -> Vec<&'static str> {
+    let kept = Node {
+        interfaces: new.interfaces.clone(),
+        name: new.name.clone(),
+        ..old.clone()
+    };
+    let mut differ = Vec::new();
+    let mut compare = |name, same: bool| {
+        if !same {
+            differ.push(name);
+        }
+    };
+    compare("xdp_mode", new.xdp_mode == old.xdp_mode);
+    compare("pin_path", new.pin_path == old.pin_path);
+    compare("control", new.control == old.control);
+    compare("max_flows", new.max_flows == old.max_flows);
+    compare("max_services", new.max_services == old.max_services);
+    compare("max_backends", new.max_backends == old.max_backends);
+    *new = kept;
+    differ
+}
+
+/// What is different between two desired states, a sentence each.
+fn differences(before: &[Service], after: &[Service]) -> Vec<String> {
+    let old: BTreeMap<&str, &Service> = before.iter().map(|s| (s.name.as_str(), s)).collect();
+    let new: BTreeMap<&str, &Service> = after.iter().map(|s| (s.name.as_str(), s)).collect();
+    let mut changes = Vec::new();
+    for name in old.keys().filter(|name| !new.contains_key(*name)) {
+        changes.push(format!("service {name} is gone"));
+    }
+    for (name, service) in new {
+        match old.get(name) {
+            None => changes.push(format!("service {name} is new")),
+            Some(was) if *was == service => {}
+            Some(was) => changes.extend(backend_differences(was, service)),
+        }
+    }
+    changes
+}
+
+fn backend_differences(before: &Service, after: &Service) -> Vec<String> {
+    let name = &after.name;
+    let mut changes = Vec::new();
+    if before.listen != after.listen || before.forward != after.forward {
+        changes.push(format!("service {name} listens or forwards differently"));
+    }
+    for backend in &after.backends {
+        match before.backends.iter().find(|was| was.name == backend.name) {
+            None => changes.push(format!("{name}/{} is new", backend.name)),
+            Some(was) if was.endpoint != backend.endpoint => {
+                changes.push(format!("{name}/{} has another address", backend.name));
+            }
+            Some(was) if was.weight != backend.weight => changes.push(format!(
+                "{name}/{} has weight {} (was {})",
+                backend.name, backend.weight, was.weight
+            )),
+            Some(_) => {}
+        }
+    }
+    for backend in &before.backends {
+        if !after.backends.iter().any(|is| is.name == backend.name) {
+            changes.push(format!("{name}/{} is gone", backend.name));
+        }
+    }
+    changes
+}
+
+fn list(names: &[&str]) -> String {
+    if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
+    }
+}

@@ -1,0 +1,330 @@
+//! The daemon: start, the loop, and the end.
+//!
+//! A start checks everything that can be checked before it changes anything,
+//! and takes back what it changed if it fails later ([`Undo`]). The order is
+//! chosen so that no packet meets a half-made balancer: tables first, then
+//! addresses, then the program on the interfaces.
+//!
+//! The end leaves forwarding as it is, unless `--detach-on-exit` was given:
+//! program, tables, flows and addresses stay, and the next daemon adopts them.
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use aya_log::EbpfLogger;
+use lb_common::abi::Settings;
+use log::{error, info, warn};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Mutex, mpsc};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use crate::address::Addresses;
+use crate::api;
+use crate::config::{self, Config};
+use crate::controller::Controller;
+use crate::dataplane::{self, Dataplane, Sizes};
+use crate::health::{Checker, Report};
+use crate::host::{self, forwarding};
+use crate::state;
+
+/// Without a packet for this long, a flow's port may be taken for another.
+const IDLE_SECONDS: u32 = 3_600;
+
+/// Verdicts on health that may wait to be handled.
+const REPORT_QUEUE: usize = 1_024;
+
+/// What `lb run` was told.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// Remove the program, its tables and the addresses on a clean stop.
+    pub detach_on_exit: bool,
+    /// Discard pinned tables instead of adopting them.
+    pub fresh: bool,
+    /// What the program may log: 0 nothing, to 5 everything.
+    pub program_log: u8,
+    /// The control socket, if not the one of the file.
+    pub control: Option<PathBuf>,
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub fn run(options: Options) -> anyhow::Result<()> {
+    let mut config = config::load(&options.config)?;
+    if let Some(control) = &options.control {
+        config.node.control.clone_from(control);
+    }
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(serve(&options, config))
+}
+
+async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
+    let node = config.node.clone();
+    let needs = host::Needs {
+        interfaces: &node.interfaces,
+        pin_path: &node.pin_path,
+    };
+    host::check(&needs, dataplane::probe)?;
+    host::mount_pins(&node.pin_path)?;
+    let _lock = dataplane::lock(&node.pin_path)?;
+    refuse_second(&node.control).await?;
+
+    let mut undo = Undo::default();
+    let (reports, verdicts) = mpsc::channel(REPORT_QUEUE);
+    let started = start(options, config, reports, &mut undo).await;
+    let controller = match started {
+        Ok(controller) => controller,
+        Err(error) => {
+            undo.run(&node.pin_path).await;
+            return Err(error);
+        }
+    };
+    let outcome = attend(options, controller, verdicts, &node.control, &undo).await;
+    let _ = fs::remove_file(&node.control);
+    outcome
+}
+
+/// What a start has changed so far.
+#[derive(Default)]
+struct Undo {
+    sysctls: Vec<forwarding::Changed>,
+    addresses: Vec<(String, IpAddr)>,
+    tables: bool,
+    control: Option<PathBuf>,
+    controller: Option<Arc<Mutex<Controller>>>,
+}
+
+impl Undo {
+    /// Takes back everything, after a start that failed.
+    async fn run(&mut self, pin_path: &Path) {
+        if let Some(controller) = &self.controller {
+            controller.lock().await.dataplane.detach_fresh();
+        }
+        if !self.addresses.is_empty()
+            && let Ok(addresses) = Addresses::connect()
+        {
+            for (interface, address) in &self.addresses {
+                if let Err(error) = addresses.remove(interface, *address).await {
+                    error!("{error}");
+                }
+            }
+        }
+        if self.tables
+            && let Err(error) = dataplane::discard(pin_path)
+        {
+            error!(
+                "cannot remove the pins below {}: {error}",
+                pin_path.display()
+            );
+        }
+        if let Some(control) = &self.control {
+            let _ = fs::remove_file(control);
+            let _ = fs::remove_file(state::path(control));
+        }
+        if let Err(error) = forwarding::restore(&self.sysctls) {
+            error!("{error}");
+        }
+    }
+}
+
+/// Makes the tables, takes the addresses, attaches.
+async fn start(
+    options: &Options,
+    config: Config,
+    reports: mpsc::Sender<Report>,
+    undo: &mut Undo,
+) -> anyhow::Result<Arc<Mutex<Controller>>> {
+    let node = config.node.clone();
+    let control_folder = node
+        .control
+        .parent()
+        .context("node.control is not a file's path")?;
+    fs::create_dir_all(control_folder)
+        .with_context(|| format!("cannot make the folder {}", control_folder.display()))?;
+    let kept = state::path(&node.control);
+    let mut state = state::load(&kept)?;
+    if options.fresh {
+        dataplane::discard(&node.pin_path).with_context(|| {
+            format!("cannot discard the pins below {}", node.pin_path.display())
+        })?;
+        warn!("discarded the tables of earlier runs: their connections end here");
+    }
+    let ipv6 = config
+        .services
+        .iter()
+        .any(|service| service.listen.is_ipv6());
+    undo.sysctls = forwarding::prepare(Path::new(forwarding::SYSCTLS), &node.interfaces, ipv6)?;
+    for changed in &undo.sysctls {
+        info!("{changed}");
+    }
+    let sizes = Sizes {
+        services: node.max_services,
+        backends: node.max_backends,
+        flows: node.max_flows,
+    };
+    let opened = Dataplane::open(&node.pin_path, sizes, &settings()?, options.program_log)?;
+    undo.tables = !opened.adopted;
+    if !opened.adopted {
+        undo.control = Some(node.control.clone());
+    }
+    for differs in &opened.other_sizes {
+        warn!("{differs}");
+    }
+    for orphan in state.overrides.prune(&config) {
+        warn!(
+            "{}/{}: what was changed at run time is void, for the file no longer has it",
+            orphan.service, orphan.backend
+        );
+    }
+    let mut dataplane = opened.dataplane;
+    if options.program_log > 0 {
+        let logger = dataplane
+            .logger()
+            .context("cannot read the program's log")?;
+        tokio::spawn(read_log(logger));
+    }
+    let controller = Controller::new(
+        config,
+        state,
+        dataplane,
+        opened.adopted,
+        Checker::new(reports),
+        Addresses::connect()?,
+    )?;
+    let controller = Arc::new(Mutex::new(controller));
+    undo.controller = Some(Arc::clone(&controller));
+    let mut guard = controller.lock().await;
+    guard.reconcile()?;
+    undo.addresses = guard.take_addresses().await?;
+    guard.attach_all()?;
+    drop(guard);
+    Ok(controller)
+}
+
+/// The constants of the program.
+fn settings() -> anyhow::Result<Settings> {
+    let second = host::ticks_per_second();
+    let ports = host::ports(Path::new(forwarding::SYSCTLS))?;
+    let mut seed = [0; 4];
+    rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
+        .context("the kernel gave no random number")?;
+    Ok(Settings {
+        refresh_ticks: second,
+        idle_ticks: second.saturating_mul(IDLE_SECONDS),
+        first_port: u32::from(ports.first),
+        port_count: u32::from(ports.count),
+        seed: u32::from_ne_bytes(seed),
+    })
+}
+
+/// Prints what the program logs, ten times a second: its ring holds more than
+/// that, and nobody but a reader at a terminal waits for it.
+async fn read_log(mut logger: EbpfLogger<&'static dyn log::Log>) {
+    let mut tick = interval(Duration::from_millis(100));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    loop {
+        tick.tick().await;
+        logger.flush();
+    }
+}
+
+/// Refuses to start beside a daemon that answers on the same socket; removes a
+/// socket that nobody listens on any more.
+async fn refuse_second(control: &Path) -> anyhow::Result<()> {
+    match UnixStream::connect(control).await {
+        Ok(_) => bail!(
+            "another lb daemon answers on {}; stop it first, or give this one its own node.control",
+            control.display()
+        ),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(control)
+            .with_context(|| format!("cannot remove the dead socket {}", control.display())),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Serves commands, health verdicts, signals and the clock.
+async fn attend(
+    options: &Options,
+    controller: Arc<Mutex<Controller>>,
+    mut verdicts: mpsc::Receiver<Report>,
+    control: &Path,
+    undo: &Undo,
+) -> anyhow::Result<()> {
+    let listener = UnixListener::bind(control)
+        .with_context(|| format!("cannot listen on {}", control.display()))?;
+    fs::set_permissions(control, fs::Permissions::from_mode(0o660))
+        .with_context(|| format!("cannot set the mode of {}", control.display()))?;
+    let shared = api::Shared {
+        controller: Arc::clone(&controller),
+        config: Arc::from(options.config.as_path()),
+    };
+    let server = axum::serve(listener, api::router(shared));
+    let server = tokio::spawn(server.into_future());
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut second = interval(Duration::from_secs(1));
+    second.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    info!("ready; commands on {}", control.display());
+    loop {
+        let deadline = controller.lock().await.next_deadline();
+        let due = async {
+            match deadline {
+                Some(deadline) => sleep_until(Instant::from_std(deadline)).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            Some(report) = verdicts.recv() => controller.lock().await.health_changed(&report),
+            () = due => {
+                if let Err(error) = controller.lock().await.reconcile() {
+                    warn!("{error}");
+                }
+            }
+            _ = second.tick() => controller.lock().await.sample(),
+            _ = hangup.recv() => reload(&controller, &options.config).await,
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    server.abort();
+    if options.detach_on_exit {
+        detach(&mut *controller.lock().await, undo).await
+    } else {
+        info!("stopping; forwarding goes on without the daemon");
+        Ok(())
+    }
+}
+
+async fn reload(controller: &Mutex<Controller>, config: &Path) {
+    match controller.lock().await.reload(config).await {
+        Ok(changes) if changes.is_empty() => info!("reload: nothing changed"),
+        Ok(changes) => changes.iter().for_each(|change| info!("reload: {change}")),
+        Err(error) => error!("reload refused, nothing changed: {error}"),
+    }
+}
+
+/// Takes everything away again.
+async fn detach(controller: &mut Controller, undo: &Undo) -> anyhow::Result<()> {
+    controller.dataplane.detach_others(&[])?;
+    controller.release_addresses().await?;
+    let pin_path = &controller.config.node.pin_path;
+    dataplane::discard(pin_path)
+        .with_context(|| format!("cannot remove the pins below {}", pin_path.display()))?;
+    let _ = fs::remove_dir(pin_path);
+    let _ = fs::remove_file(&controller.state_path);
+    forwarding::restore(&undo.sysctls)?;
+    info!("detached; this host balances no longer");
+    Ok(())
+}

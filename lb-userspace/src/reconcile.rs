@@ -1,0 +1,655 @@
+//! From the desired state to kernel tables, as values.
+//!
+//! [`Tables`] is what the kernel should hold, or does hold. [`plan`] lays the
+//! desired services out in tables, keeping the numbers that the present tables
+//! already give to the same endpoints, so that flows, counters and cursors go
+//! on. [`diff`] is the list of changes from one to the other, in an order in
+//! which each step leaves a table that works: what a change refers to is
+//! written before it, and what nothing refers to any more is removed last.
+//! Applying a difference twice is harmless.
+//!
+//! A backend that is taken out keeps its number, and its endpoint stays known,
+//! until [`LINGER`] has passed: a handshake that is under way at that moment
+//! still finds its way, and its counters are not given to another.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use lb_common::abi::{Backend, Endpoint, NOBODY, Party, backend, forward, role};
+use lb_common::{Address, Be16};
+use thiserror::Error;
+
+use crate::model::Service;
+use crate::schedule;
+
+/// How long a backend that was taken out keeps its number.
+pub const LINGER: Duration = Duration::from_secs(60);
+
+/// The tables that the controller writes and the data path reads.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tables {
+    /// Who stands behind an endpoint.
+    pub parties: BTreeMap<Endpoint, Party>,
+    /// Backends by number.
+    pub backends: BTreeMap<u32, Backend>,
+    /// The sequence of each service by number; no entry is an empty sequence.
+    pub sequences: BTreeMap<u32, Vec<u32>>,
+}
+
+impl Tables {
+    /// The tables after a change.
+    pub fn apply(&mut self, change: &Change) {
+        match change {
+            Change::SetBackend {
+                number,
+                backend,
+                fresh: _,
+            } => {
+                self.backends.insert(*number, *backend);
+            }
+            Change::RemoveBackend { number } => {
+                self.backends.remove(number);
+            }
+            Change::SetSequence { service, slots } => {
+                self.sequences.insert(*service, slots.clone());
+            }
+            Change::RemoveSequence { service } => {
+                self.sequences.remove(service);
+            }
+            Change::SetParty {
+                endpoint,
+                party,
+                fresh: _,
+            } => {
+                self.parties.insert(*endpoint, *party);
+            }
+            Change::RemoveParty { endpoint } => {
+                self.parties.remove(endpoint);
+            }
+        }
+    }
+}
+
+/// How much the tables can hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Capacity {
+    /// Services.
+    pub services: u32,
+    /// Backends of all services.
+    pub backends: u32,
+}
+
+/// The desired state does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Full {
+    /// Too many services.
+    #[error(
+        "there is no room for another service: the tables hold {0}; raise node.max_services and restart with --fresh"
+    )]
+    Services(u32),
+    /// Too many backends.
+    #[error(
+        "there is no room for another backend: the tables hold {0}, and a backend that was taken out keeps its place for a minute; raise node.max_backends and restart with --fresh"
+    )]
+    Backends(u32),
+}
+
+/// One change to one table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Write a backend; `fresh` if the number was free, so that its counters start at 0.
+    SetBackend {
+        /// Its number.
+        number: u32,
+        /// What to write.
+        backend: Backend,
+        /// The number was free.
+        fresh: bool,
+    },
+    /// Free a backend's number.
+    RemoveBackend {
+        /// Its number.
+        number: u32,
+    },
+    /// Exchange a service's sequence whole.
+    SetSequence {
+        /// The service's number.
+        service: u32,
+        /// Backends by number.
+        slots: Vec<u32>,
+    },
+    /// A service has nothing to offer.
+    RemoveSequence {
+        /// The service's number.
+        service: u32,
+    },
+    /// Write who stands behind an endpoint; `fresh` if it is a service whose
+    /// number was free.
+    SetParty {
+        /// The key.
+        endpoint: Endpoint,
+        /// What to write.
+        party: Party,
+        /// The service's number was free.
+        fresh: bool,
+    },
+    /// Nobody stands behind an endpoint any more.
+    RemoveParty {
+        /// The key.
+        endpoint: Endpoint,
+    },
+}
+
+/// Since when backends that are no longer desired have been lingering.
+#[derive(Clone, Debug, Default)]
+pub struct Lingering(BTreeMap<u32, Instant>);
+
+impl Lingering {
+    /// When the next one is due to be removed.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.0.values().min().map(|&since| since + LINGER)
+    }
+}
+
+/// What [`plan`] made.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The tables as they should be.
+    pub tables: Tables,
+    /// Each service's number, in the order given.
+    pub services: Vec<ServicePlan>,
+}
+
+/// One service in the tables.
+#[derive(Clone, Debug)]
+pub struct ServicePlan {
+    /// Its number.
+    pub number: u32,
+    /// Its backends' numbers, in the order given.
+    pub backends: Vec<u32>,
+    /// The largest relative error of any backend's share; 0 when exact.
+    pub share_error: f64,
+}
+
+/// Lays the desired services out in tables, keeping the numbers of `present`.
+pub fn plan(
+    desired: &[Service],
+    present: &Tables,
+    lingering: &mut Lingering,
+    capacity: Capacity,
+    now: Instant,
+) -> Result<Plan, Full> {
+    let mut tables = Tables::default();
+    let mut services = Vec::with_capacity(desired.len());
+    let mut numbers = Numbers::of(desired, present, capacity);
+    for service in desired {
+        let number = numbers.service(&service.listen, present)?;
+        let mut backends = Vec::with_capacity(service.backends.len());
+        for wanted in &service.backends {
+            let place = numbers.backend(number, &wanted.endpoint)?;
+            let up = if wanted.up { backend::UP } else { 0 };
+            tables.backends.insert(
+                place,
+                Backend {
+                    address: wanted.endpoint.address,
+                    port: wanted.endpoint.port,
+                    protocol: wanted.endpoint.protocol,
+                    flags: backend::USED | up,
+                    service: number,
+                },
+            );
+            join(&mut tables.parties, wanted.endpoint, role::BACKEND, None);
+            backends.push(place);
+        }
+        let weights: Vec<(u32, u16)> = backends
+            .iter()
+            .zip(&service.backends)
+            .map(|(&place, backend)| (place, backend.effective_weight()))
+            .collect();
+        let sequence = schedule::sequence(&weights);
+        if !sequence.slots.is_empty() {
+            tables.sequences.insert(number, sequence.slots);
+        }
+        join(
+            &mut tables.parties,
+            service.listen,
+            role::SERVICE,
+            Some((number, service.forward)),
+        );
+        if service.forward == forward::FULL_NAT {
+            // The address by itself: where late answers to full-nat may arrive.
+            let address = Endpoint {
+                port: Be16::new(0),
+                protocol: 0,
+                ..service.listen
+            };
+            join(&mut tables.parties, address, 0, None);
+        }
+        services.push(ServicePlan {
+            number,
+            backends,
+            share_error: sequence.share_error,
+        });
+    }
+    linger(&mut tables, present, lingering, now);
+    Ok(Plan { tables, services })
+}
+
+/// Keeps backends that are no longer desired until their time is up.
+fn linger(tables: &mut Tables, present: &Tables, lingering: &mut Lingering, now: Instant) {
+    let gone: Vec<(u32, Backend)> = present
+        .backends
+        .iter()
+        .filter(|(number, _)| !tables.backends.contains_key(number))
+        .map(|(&number, &backend)| (number, backend))
+        .collect();
+    let known: BTreeSet<u32> = gone.iter().map(|&(number, _)| number).collect();
+    lingering.0.retain(|number, _| known.contains(number));
+    for (number, mut backend) in gone {
+        let since = *lingering.0.entry(number).or_insert(now);
+        if now.duration_since(since) >= LINGER {
+            lingering.0.remove(&number);
+            continue;
+        }
+        backend.flags &= !backend::UP;
+        let Backend {
+            address,
+            port,
+            protocol,
+            ..
+        } = backend;
+        let endpoint = Endpoint {
+            address,
+            port,
+            protocol,
+            zero: 0,
+        };
+        join(&mut tables.parties, endpoint, role::BACKEND, None);
+        tables.backends.insert(number, backend);
+    }
+}
+
+/// Adds a role to an endpoint, which may have others.
+fn join(
+    parties: &mut BTreeMap<Endpoint, Party>,
+    endpoint: Endpoint,
+    role: u8,
+    service: Option<(u32, u8)>,
+) {
+    let party = parties.entry(endpoint).or_insert(Party {
+        service: NOBODY,
+        forward: 0,
+        roles: 0,
+        zero: [0; 2],
+    });
+    party.roles |= role;
+    if let Some((number, forward)) = service {
+        party.service = number;
+        party.forward = forward;
+    }
+}
+
+/// Gives out numbers: the ones that endpoints have, else free ones.
+struct Numbers {
+    services: Free,
+    backends: Free,
+    known: BTreeMap<(u32, Address, Be16), u32>,
+    capacity: Capacity,
+}
+
+impl Numbers {
+    /// Marks every number in use: those of `present`, whether still desired
+    /// (they are kept) or not (they linger).
+    fn of(desired: &[Service], present: &Tables, capacity: Capacity) -> Self {
+        let wanted: BTreeSet<Endpoint> = desired.iter().map(|service| service.listen).collect();
+        let kept = present
+            .parties
+            .iter()
+            .filter(|(endpoint, party)| {
+                party.roles & role::SERVICE != 0 && wanted.contains(endpoint)
+            })
+            .map(|(_, party)| party.service);
+        let lingering = present.backends.values().map(|backend| backend.service);
+        let known = present
+            .backends
+            .iter()
+            .map(|(&number, backend)| ((backend.service, backend.address, backend.port), number));
+        Self {
+            services: Free::besides(kept.chain(lingering)),
+            backends: Free::besides(present.backends.keys().copied()),
+            known: known.collect(),
+            capacity,
+        }
+    }
+
+    fn service(&mut self, listen: &Endpoint, present: &Tables) -> Result<u32, Full> {
+        let capacity = self.capacity.services;
+        match present.parties.get(listen) {
+            Some(party) if party.roles & role::SERVICE != 0 => Ok(party.service),
+            _ => self.services.take(capacity).ok_or(Full::Services(capacity)),
+        }
+    }
+
+    fn backend(&mut self, service: u32, at: &Endpoint) -> Result<u32, Full> {
+        let capacity = self.capacity.backends;
+        match self.known.get(&(service, at.address, at.port)) {
+            Some(&number) => Ok(number),
+            None => self.backends.take(capacity).ok_or(Full::Backends(capacity)),
+        }
+    }
+}
+
+/// Free numbers, in ascending order.
+struct Free {
+    taken: BTreeSet<u32>,
+    next: u32,
+}
+
+impl Free {
+    fn besides(taken: impl Iterator<Item = u32>) -> Self {
+        Self {
+            taken: taken.collect(),
+            next: 0,
+        }
+    }
+
+    fn take(&mut self, capacity: u32) -> Option<u32> {
+        let number = (self.next..capacity).find(|number| !self.taken.contains(number))?;
+        self.next = number + 1;
+        Some(number)
+    }
+}
+
+/// The changes that lead from one set of tables to another, in a safe order.
+pub fn diff(from: &Tables, to: &Tables) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for (&number, &backend) in &to.backends {
+        let before = from.backends.get(&number);
+        if before != Some(&backend) {
+            changes.push(Change::SetBackend {
+                number,
+                backend,
+                fresh: before.is_none(),
+            });
+        }
+    }
+    for (&service, slots) in &to.sequences {
+        if from.sequences.get(&service) != Some(slots) {
+            changes.push(Change::SetSequence {
+                service,
+                slots: slots.clone(),
+            });
+        }
+    }
+    let present: BTreeSet<u32> = from
+        .parties
+        .values()
+        .filter(|party| party.roles & role::SERVICE != 0)
+        .map(|party| party.service)
+        .collect();
+    for (&endpoint, &party) in &to.parties {
+        if from.parties.get(&endpoint) != Some(&party) {
+            let fresh = party.roles & role::SERVICE != 0 && !present.contains(&party.service);
+            changes.push(Change::SetParty {
+                endpoint,
+                party,
+                fresh,
+            });
+        }
+    }
+    for &endpoint in from
+        .parties
+        .keys()
+        .filter(|key| !to.parties.contains_key(key))
+    {
+        changes.push(Change::RemoveParty { endpoint });
+    }
+    for &service in from
+        .sequences
+        .keys()
+        .filter(|key| !to.sequences.contains_key(key))
+    {
+        changes.push(Change::RemoveSequence { service });
+    }
+    for &number in from
+        .backends
+        .keys()
+        .filter(|key| !to.backends.contains_key(key))
+    {
+        changes.push(Change::RemoveBackend { number });
+    }
+    changes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model;
+
+    const CAPACITY: Capacity = Capacity {
+        services: 4,
+        backends: 8,
+    };
+
+    fn service(name: &str, port: u16, backends: &[(&str, u16, bool)]) -> Service {
+        let endpoint = |text: &str| model::endpoint(text.parse().unwrap(), lb_common::abi::TCP);
+        Service {
+            name: name.to_owned(),
+            listen: endpoint(&format!("203.0.113.10:{port}")),
+            forward: forward::FULL_NAT,
+            backends: backends
+                .iter()
+                .map(|&(address, weight, up)| model::Backend {
+                    name: address.to_owned(),
+                    endpoint: endpoint(address),
+                    weight,
+                    configured: Some(weight),
+                    drained: false,
+                    up,
+                })
+                .collect(),
+        }
+    }
+
+    /// Plans, and checks what holds for every plan: the changes lead there, and
+    /// from there none are left.
+    fn step(
+        desired: &[Service],
+        present: &mut Tables,
+        lingering: &mut Lingering,
+        now: Instant,
+    ) -> Plan {
+        let plan = plan(desired, present, lingering, CAPACITY, now).unwrap();
+        let mut reached = present.clone();
+        for change in diff(present, &plan.tables) {
+            reached.apply(&change);
+        }
+        assert_eq!(reached, plan.tables);
+        assert_eq!(diff(&reached, &plan.tables), []);
+        *present = reached;
+        plan
+    }
+
+    #[test]
+    fn a_weight_change_is_one_new_sequence_and_nothing_else() {
+        let (mut tables, mut lingering, now) =
+            (Tables::default(), Lingering::default(), Instant::now());
+        step(
+            &[service(
+                "web",
+                80,
+                &[("10.0.0.1:8080", 3, true), ("10.0.0.2:8080", 1, true)],
+            )],
+            &mut tables,
+            &mut lingering,
+            now,
+        );
+        let desired = [service(
+            "web",
+            80,
+            &[("10.0.0.1:8080", 1, true), ("10.0.0.2:8080", 1, true)],
+        )];
+        let plan = plan(&desired, &tables, &mut lingering, CAPACITY, now).unwrap();
+        let changes = diff(&tables, &plan.tables);
+        assert!(
+            matches!(&changes[..], [Change::SetSequence { service: 0, slots }] if slots.len() == 2),
+            "{changes:?}"
+        );
+    }
+
+    #[test]
+    fn numbers_stay_with_endpoints_when_names_and_order_change() {
+        let (mut tables, mut lingering, now) =
+            (Tables::default(), Lingering::default(), Instant::now());
+        let first = step(
+            &[
+                service("a", 80, &[("10.0.0.1:1", 1, true)]),
+                service("b", 81, &[("10.0.0.2:1", 1, true)]),
+            ],
+            &mut tables,
+            &mut lingering,
+            now,
+        );
+        let second = step(
+            &[
+                service("renamed", 81, &[("10.0.0.2:1", 1, true)]),
+                service("a", 80, &[("10.0.0.1:1", 1, true)]),
+            ],
+            &mut tables,
+            &mut lingering,
+            now,
+        );
+        assert_eq!(first.services[0].number, second.services[1].number);
+        assert_eq!(first.services[1].backends, second.services[0].backends);
+    }
+
+    #[test]
+    fn a_backend_that_is_down_has_no_slot_and_keeps_its_number() {
+        let (mut tables, mut lingering, now) =
+            (Tables::default(), Lingering::default(), Instant::now());
+        let up = step(
+            &[service(
+                "web",
+                80,
+                &[("10.0.0.1:1", 1, true), ("10.0.0.2:1", 1, true)],
+            )],
+            &mut tables,
+            &mut lingering,
+            now,
+        );
+        let down = step(
+            &[service(
+                "web",
+                80,
+                &[("10.0.0.1:1", 1, false), ("10.0.0.2:1", 1, true)],
+            )],
+            &mut tables,
+            &mut lingering,
+            now,
+        );
+        assert_eq!(up.services[0].backends, down.services[0].backends);
+        assert_eq!(tables.sequences[&0], [down.services[0].backends[1]]);
+        step(
+            &[service(
+                "web",
+                80,
+                &[("10.0.0.1:1", 1, false), ("10.0.0.2:1", 1, false)],
+            )],
+            &mut tables,
+            &mut lingering,
+            now,
+        );
+        assert!(tables.sequences.is_empty());
+    }
+
+    #[test]
+    fn a_backend_taken_out_lingers_for_a_minute_and_only_then_frees_its_number() {
+        let (mut tables, mut lingering, now) =
+            (Tables::default(), Lingering::default(), Instant::now());
+        let both = [service(
+            "web",
+            80,
+            &[("10.0.0.1:1", 1, true), ("10.0.0.2:1", 1, true)],
+        )];
+        let one = [service("web", 80, &[("10.0.0.1:1", 1, true)])];
+        let gone = step(&both, &mut tables, &mut lingering, now).services[0].backends[1];
+        step(&one, &mut tables, &mut lingering, now);
+        assert!(tables.backends.contains_key(&gone) && !tables.sequences[&0].contains(&gone));
+        step(
+            &one,
+            &mut tables,
+            &mut lingering,
+            now + LINGER - Duration::from_secs(1),
+        );
+        assert!(tables.backends.contains_key(&gone));
+        assert_eq!(lingering.next_deadline(), Some(now + LINGER));
+        step(&one, &mut tables, &mut lingering, now + LINGER);
+        assert!(!tables.backends.contains_key(&gone));
+        assert_eq!(
+            tables
+                .parties
+                .values()
+                .filter(|party| party.roles & role::BACKEND != 0)
+                .count(),
+            1
+        );
+    }
+
+    #[test]
+    fn a_backend_put_back_while_it_lingers_is_the_same_backend() {
+        let (mut tables, mut lingering, now) =
+            (Tables::default(), Lingering::default(), Instant::now());
+        let both = [service(
+            "web",
+            80,
+            &[("10.0.0.1:1", 1, true), ("10.0.0.2:1", 1, true)],
+        )];
+        let first = step(&both, &mut tables, &mut lingering, now);
+        step(
+            &[service("web", 80, &[("10.0.0.1:1", 1, true)])],
+            &mut tables,
+            &mut lingering,
+            now,
+        );
+        let again = step(
+            &both,
+            &mut tables,
+            &mut lingering,
+            now + Duration::from_secs(5),
+        );
+        assert_eq!(first.services[0].backends, again.services[0].backends);
+        assert_eq!(lingering.next_deadline(), None);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_and_says_what_to_raise() {
+        let services: Vec<Service> = (0..5).map(|n| service("s", 80 + n, &[])).collect();
+        let refused = plan(
+            &services,
+            &Tables::default(),
+            &mut Lingering::default(),
+            CAPACITY,
+            Instant::now(),
+        );
+        assert_eq!(refused.unwrap_err(), Full::Services(4));
+        assert!(Full::Services(4).to_string().contains("node.max_services"));
+    }
+
+    #[test]
+    fn an_endpoint_may_be_a_service_and_a_backend_at_once() {
+        let (mut tables, mut lingering, now) =
+            (Tables::default(), Lingering::default(), Instant::now());
+        step(
+            &[
+                service("outer", 80, &[("203.0.113.10:81", 1, true)]),
+                service("inner", 81, &[("10.0.0.1:1", 1, true)]),
+            ],
+            &mut tables,
+            &mut lingering,
+            now,
+        );
+        let inner = model::endpoint("203.0.113.10:81".parse().unwrap(), lb_common::abi::TCP);
+        assert_eq!(tables.parties[&inner].roles, role::SERVICE | role::BACKEND);
+        assert_eq!(tables.parties[&inner].service, 1);
+    }
+}
