@@ -1,2 +1,5 @@
-//! The `lb` command.
-fn main() {}
+//! The `lb` command: see [`lb_userspace::cli`].
+
+fn main() -> std::process::ExitCode {
+    lb_userspace::cli::main()
+}
