@@ -405,6 +405,20 @@ web      web5     10.0.1.15:8080  drained       0   0.0%      0  drain (file: 3)
 }
 
 #[test]
+fn a_backend_that_the_file_does_not_have_is_said_to_be_so() {
+    for (source, words) in [
+        ("file", "not in the file"),
+        ("override", "override (not in the file)"),
+        ("drain", "drain (not in the file)"),
+    ] {
+        let added = vec![backend(4, "up", 1, source)];
+        let daemon = Daemon::that_says([ok("GET /v1/backends", added)]);
+        let list = shown(&mut daemon.lb("backend list"));
+        assert!(list.contains(&format!("  {words}  ")), "{list}");
+    }
+}
+
+#[test]
 fn flows_are_counted_whether_listed_or_not() {
     shows(
         "flows",

@@ -82,7 +82,7 @@ pub(super) struct Drain {
     /// Wait until no connection is left, or at most so long (30s, 5m)
     ///
     /// A connection whose ends fell silent without ending it counts too.
-    #[arg(long, value_name = "DURATION", num_args = 0..=1, value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, value_parser = duration)]
     wait: Option<Option<Duration>>,
 }
 
@@ -236,6 +236,13 @@ fn named<'name>(what: &'static str, name: &'name str) -> anyhow::Result<&'name s
     }
 }
 
+/// The duration of --wait; a name of what is to be drained may stand there.
+fn duration(text: &str) -> Result<Duration, &'static str> {
+    humantime::parse_duration(text).map_err(
+        |_| "a duration is a number with its unit, such as 30s or 5m; names stand before --wait",
+    )
+}
+
 fn parsed_weight(text: &str) -> anyhow::Result<u16> {
     let range = format!("0 to {}, where 0 drains", value::MAX_WEIGHT);
     let out_of_range = || anyhow!("weight {text} is out of range: {range}");
@@ -314,7 +321,8 @@ pub(super) fn state(backend: &State) -> Cell {
 pub(super) fn weight_source(backend: &State) -> Cell {
     let source = backend.weight_source.as_str();
     match (source, backend.configured_weight) {
-        ("file", _) => Cell::new(PLAIN, source),
+        ("file", Some(_)) => Cell::new(PLAIN, source),
+        ("file", None) => Cell::new(NOTABLE, "not in the file"),
         (_, Some(weight)) => Cell::new(NOTABLE, format!("{source} (file: {weight})")),
         (_, None) => Cell::new(NOTABLE, format!("{source} (not in the file)")),
     }

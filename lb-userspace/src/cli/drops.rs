@@ -23,13 +23,13 @@ const RHYTHM: Duration = Duration::from_secs(1);
 #[command(after_help = "Examples:
   lb drops                     every reason that occurred
   lb drops --follow            what is dropped now, each second
-  lb drops --all               every verdict there is, on dropped packets and others
+  lb drops --all               also why packets were sent on or left to the host
   lb drops --follow --json     one line of JSON for each second with drops")]
 pub(super) struct Drops {
     /// Print what is dropped from now on, each second, until Ctrl-C
     #[arg(short, long)]
     follow: bool,
-    /// Every verdict, also on packets that were not dropped, also those that did not occur
+    /// Every verdict that occurred, also on packets that were not dropped
     #[arg(long)]
     all: bool,
     #[command(flatten)]
@@ -136,8 +136,8 @@ fn lines(time: &str, news: &[DropCount]) -> String {
     text
 }
 
-/// The reasons with what they mean, the most frequent first; `all` shows
-/// verdicts that did not occur too, and what became of the packets.
+/// The reasons with what they mean, the most frequent first; `all` leaves out
+/// none, and shows what became of the packets.
 pub(super) fn text(drops: &[DropCount], all: bool, width: Option<usize>) -> String {
     let mut drops: Vec<&DropCount> = drops
         .iter()
