@@ -2,7 +2,9 @@
 //!
 //! All are `repr(C)`, plain old data, without implicit padding, and of a size
 //! asserted here. Ports and addresses are in network order and have types that
-//! say so; a plain integer is in host order. Change any of it, and
+//! say so; a plain integer is in host order. Keys and values
+//! that the program holds on its stack are aligned to 8 bytes and have no byte
+//! arrays: it copies them by whole words, which the verifier wants aligned. Change any of it, and
 //! [`ABI_VERSION`] goes up: a daemon adopts only tables of its own version.
 
 use bytemuck::{Pod, Zeroable};
@@ -21,7 +23,7 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 
 /// One end of a connection: the key of the `ENDPOINTS` table.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct Endpoint {
     /// The address.
@@ -29,9 +31,9 @@ pub struct Endpoint {
     /// The port.
     pub port: Be16,
     /// [`TCP`] or [`UDP`].
-    pub protocol: u8,
+    pub protocol: u16,
     /// Always zero.
-    pub zero: u8,
+    pub zero: u32,
 }
 
 /// How packets of a service reach its backends.
@@ -64,7 +66,7 @@ pub struct Party {
     /// Bits of [`role`].
     pub roles: u8,
     /// Always zero.
-    pub zero: [u8; 2],
+    pub zero: u16,
 }
 
 /// A backend of a service: the value of the `BACKENDS` table, by number.
@@ -93,7 +95,7 @@ pub mod backend {
 }
 
 /// The two ends of a packet as it arrived: the key of both flow tables.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct FlowKey {
     /// Source address.
@@ -105,9 +107,7 @@ pub struct FlowKey {
     /// Destination port.
     pub dst_port: Be16,
     /// [`TCP`] or [`UDP`].
-    pub protocol: u8,
-    /// Always zero.
-    pub zero: [u8; 3],
+    pub protocol: u32,
 }
 
 /// One direction of a translated connection: what becomes of a packet with
@@ -115,7 +115,7 @@ pub struct FlowKey {
 ///
 /// The other direction is another entry, and each can be rebuilt from the
 /// other (see [`crate::flow::twin`]).
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Flow {
     /// The source address on the way out.
@@ -126,24 +126,22 @@ pub struct Flow {
     pub src_port: Be16,
     /// The destination port on the way out.
     pub dst_port: Be16,
-    /// The service's number.
-    pub service: u32,
     /// The backend's number.
     pub backend: u32,
+    /// The service's number.
+    pub service: u16,
+    /// Zero from the client to the backend, one from the backend to the client.
+    pub reply: u16,
     /// What the change of addresses does to the IPv4 header checksum.
     pub ip_delta: u16,
     /// What the change of addresses and ports does to the transport checksum.
     pub transport_delta: u16,
     /// The part that changes while the connection lives.
     pub life: Life,
-    /// Zero from the client to the backend, one from the backend to the client.
-    pub reply: u8,
-    /// Always zero.
-    pub zero: [u8; 3],
 }
 
 /// How a connection stands: the part of a [`Flow`] written in place.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Life {
     /// When a packet was last noted (at most once in [`Settings::refresh_ticks`]),
@@ -154,6 +152,8 @@ pub struct Life {
     pub proof: u32,
     /// Bits of [`crate::flow`].
     pub state: u32,
+    /// Always zero.
+    pub zero: u32,
 }
 
 /// Packets and bytes by direction: the value of the `SERVICE_TRAFFIC` and
@@ -175,7 +175,7 @@ pub struct Traffic {
 }
 
 /// Whose drop it was: the key of the `DROPS` table, whose value is a count per CPU.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct DropKey {
     /// The service's number, or [`NOBODY`].
@@ -184,6 +184,8 @@ pub struct DropKey {
     pub backend: u32,
     /// The number of the [`crate::Verdict`].
     pub verdict: u32,
+    /// Always zero.
+    pub zero: u32,
 }
 
 /// What the program is told when it is loaded; constants to the verifier.
@@ -218,13 +220,13 @@ pub mod sequence {
 }
 
 const _: () = {
-    assert!(size_of::<Endpoint>() == 20);
+    assert!(size_of::<Endpoint>() == 24);
     assert!(size_of::<Party>() == 8);
     assert!(size_of::<Backend>() == 24);
     assert!(size_of::<FlowKey>() == 40);
     assert!(size_of::<Flow>() == 64);
-    assert!(size_of::<Life>() == 12);
+    assert!(size_of::<Life>() == 16);
     assert!(size_of::<Traffic>() == 40);
-    assert!(size_of::<DropKey>() == 12);
+    assert!(size_of::<DropKey>() == 16);
     assert!(size_of::<Settings>() == 20);
 };

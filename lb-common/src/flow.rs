@@ -93,7 +93,6 @@ pub const fn twin_key(key: &FlowKey, flow: &Flow) -> FlowKey {
         src_port: flow.dst_port,
         dst_port: flow.src_port,
         protocol: key.protocol,
-        zero: [0; 3],
     }
 }
 

@@ -33,7 +33,10 @@ impl Action {
 macro_rules! verdicts {
     ($($(#[$meta:meta])* $number:literal $variant:ident $name:literal $action:ident $help:literal)+) => {
         /// What became of one packet, and why.
-        #[repr(u8)]
+        ///
+        /// A whole word, because the compiler moves a `Result` with a smaller error in
+        /// pieces that the verifier finds misaligned on its stack.
+        #[repr(u32)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Verdict {
             $(#[doc = $help] $(#[$meta])* $variant = $number,)+

@@ -31,17 +31,24 @@ pub mod tables;
 use lb_common::Verdict;
 
 pub use packet::{Packet, Wire};
-pub use tables::{Hop, RouteQuery, Stage, Tables};
+pub use tables::{Draft, Hop, LinkAddress, RouteQuery, Stage, Tables};
 
 use crate::steer::Attribution;
 
 /// What becomes of this packet. The packet is rewritten in place where the
 /// verdict says that it is sent, and counted once, under the verdict.
+///
+/// `draft` lends room for a new connection; it is asked only where one begins.
+/// Without room the connection is refused as if a table were full.
 #[inline(always)]
-pub fn process(packet: &mut impl Packet, tables: &impl Tables) -> Verdict {
+pub fn process<'a>(
+    packet: &mut impl Packet,
+    tables: &'a impl Tables,
+    draft: impl FnOnce() -> Option<&'a mut Draft>,
+) -> Verdict {
     let length = packet.length();
     let mut whose = Attribution::NOBODY;
-    let verdict = match pipeline(packet, tables, &mut whose) {
+    let verdict = match pipeline(packet, tables, draft, &mut whose) {
         Ok(verdict) | Err(verdict) => verdict,
     };
     tables.count(verdict, &whose, length as u64);
@@ -50,14 +57,14 @@ pub fn process(packet: &mut impl Packet, tables: &impl Tables) -> Verdict {
 
 /// The one screen: each step either goes on or ends in a verdict.
 #[inline(always)]
-fn pipeline(
+fn pipeline<'a>(
     packet: &mut impl Packet,
-    tables: &impl Tables,
+    tables: &'a impl Tables,
+    draft: impl FnOnce() -> Option<&'a mut Draft>,
     whose: &mut Attribution,
 ) -> Result<Verdict, Verdict> {
     let parsed = parse::parse(packet)?;
-    let mut draft = steer::BLANK;
-    let flow = steer::steer(packet, tables, &parsed, &mut draft, whose)?;
+    let flow = steer::steer(packet, tables, &parsed, draft, whose)?;
     let way = route::route(packet, tables, &parsed, flow)?;
     rewrite::translate(packet, &parsed, flow, &way)?;
     Ok(way.verdict)

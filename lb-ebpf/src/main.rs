@@ -17,13 +17,18 @@ use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::debug;
 use lb_common::verdict::Action;
 
-use crate::kernel::maps::KernelTables;
+use crate::kernel::maps::{KernelTables, draft};
 use crate::kernel::packet::XdpPacket;
 
 /// Entry for every frame that the interface receives.
 #[xdp]
 pub fn lb(ctx: XdpContext) -> u32 {
-    let verdict = lb_ebpf::process(&mut XdpPacket(&ctx), &KernelTables(&ctx));
+    let draft = || {
+        // SAFETY: `process` takes the closure by value and calls it at most
+        // once; XDP runs with soft interrupts off.
+        unsafe { draft() }
+    };
+    let verdict = lb_ebpf::process(&mut XdpPacket(&ctx), &KernelTables(&ctx), draft);
     match verdict.action() {
         Action::Pass => xdp_action::XDP_PASS,
         Action::Transmit => xdp_action::XDP_TX,

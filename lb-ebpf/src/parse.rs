@@ -21,7 +21,8 @@ const IPV6: [u8; 2] = [0x86, 0xdd];
 /// "More fragments follow" (RFC 791, section 3.1).
 const MORE_FRAGMENTS: u8 = 1;
 
-/// The IP version.
+/// The IP version; a word, like every field of [`Parsed`].
+#[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// RFC 791.
@@ -30,7 +31,8 @@ pub enum Family {
     V6,
 }
 
-/// The facts about a packet.
+/// The facts about a packet. Whole words only: the compiler moves smaller
+/// fields in pieces that the verifier finds misaligned on its stack.
 #[derive(Clone, Copy, Debug)]
 pub struct Parsed {
     /// Its two ends.
@@ -41,12 +43,12 @@ pub struct Parsed {
     pub transport: usize,
     /// The length of the IP packet as its header has it.
     pub ip_length: usize,
-    /// Whether more fragments follow this one.
-    pub fragmented: bool,
+    /// Not zero if more fragments follow this one.
+    pub fragmented: u32,
     /// TTL or hop limit.
-    pub ttl: u8,
+    pub ttl: u32,
     /// The byte with DSCP and ECN.
-    pub traffic_class: u8,
+    pub traffic_class: u32,
 }
 
 impl Parsed {
@@ -56,12 +58,12 @@ impl Parsed {
     /// least the transport header; a fragment cannot be translated alone.
     #[inline(always)]
     pub fn sound(&self, frame: usize) -> Result<(), Verdict> {
-        let header = if self.key.protocol == TCP {
+        let header = if self.key.protocol == u32::from(TCP) {
             size_of::<Tcp>()
         } else {
             size_of::<UdpHdr>()
         };
-        if self.fragmented {
+        if self.fragmented != 0 {
             Err(Verdict::Fragment)
         } else if IP + self.ip_length > frame || IP + self.ip_length < self.transport + header {
             Err(Verdict::LengthMismatch)
@@ -100,15 +102,14 @@ fn ipv4(packet: &mut impl Packet) -> Result<Parsed, Verdict> {
             dst: Address::v4(ip.dst_addr),
             src_port: Be16::new(0),
             dst_port: Be16::new(0),
-            protocol: ip.proto,
-            zero: [0; 3],
+            protocol: u32::from(ip.proto),
         },
         family: Family::V4,
         transport: IP + header,
         ip_length: usize::from(u16::from_be_bytes(ip.tot_len)),
-        fragmented: ip.frag_flags() & MORE_FRAGMENTS != 0,
-        ttl: ip.ttl,
-        traffic_class: ip.tos,
+        fragmented: u32::from(ip.frag_flags() & MORE_FRAGMENTS),
+        ttl: u32::from(ip.ttl),
+        traffic_class: u32::from(ip.tos),
     };
     ports(packet, &mut parsed)?;
     Ok(parsed)
@@ -135,15 +136,14 @@ fn ipv6(packet: &mut impl Packet) -> Result<Parsed, Verdict> {
             dst,
             src_port: Be16::new(0),
             dst_port: Be16::new(0),
-            protocol: ip.next_hdr,
-            zero: [0; 3],
+            protocol: u32::from(ip.next_hdr),
         },
         family: Family::V6,
         transport: IP + Ipv6Hdr::LEN,
         ip_length: Ipv6Hdr::LEN + usize::from(u16::from_be_bytes(ip.payload_len)),
-        fragmented: false,
-        ttl: ip.hop_limit,
-        traffic_class: ip.vcf[0] << 4 | ip.vcf[1] >> 4,
+        fragmented: 0,
+        ttl: u32::from(ip.hop_limit),
+        traffic_class: u32::from(ip.vcf[0] << 4 | ip.vcf[1] >> 4),
     };
     ports(packet, &mut parsed)?;
     Ok(parsed)

@@ -32,8 +32,8 @@ pub fn translate(
     }
     if let Some(hop) = way.hop {
         let ethernet = packet.at::<Ethernet>(0)?;
-        ethernet.dst = hop.dst_link;
-        ethernet.src = hop.src_link;
+        ethernet.dst = hop.dst_link.octets();
+        ethernet.src = hop.src_link.octets();
     }
     Ok(())
 }
@@ -41,7 +41,7 @@ pub fn translate(
 #[inline(always)]
 fn transport(packet: &mut impl Packet, parsed: &Parsed, flow: &Flow) -> Result<(), Verdict> {
     let delta = Delta(flow.transport_delta);
-    if parsed.key.protocol == TCP {
+    if parsed.key.protocol == u32::from(TCP) {
         let tcp = packet.at::<Tcp>(parsed.transport)?;
         tcp.src = flow.src_port.to_wire();
         tcp.dst = flow.dst_port.to_wire();

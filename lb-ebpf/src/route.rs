@@ -37,8 +37,8 @@ pub fn route(
     let ingress = packet.ingress();
     let query = RouteQuery {
         flow,
-        protocol: parsed.key.protocol,
-        traffic_class: parsed.traffic_class,
+        protocol: parsed.key.protocol as u8,
+        traffic_class: parsed.traffic_class as u8,
         length: parsed.ip_length as u16,
         ingress,
     };

@@ -23,14 +23,14 @@
 //! own (`inline(never)`): a stack of 512 bytes holds only few keys and flows at
 //! once, and the known path stays short.
 
-use lb_common::abi::{Flow, FlowKey, Life, NOBODY, Party, TCP, forward, role};
+use lb_common::abi::{Flow, FlowKey, Life, NOBODY, Party, Settings, TCP, forward, role};
 use lb_common::flow::{ANSWERED, deltas, ended, follow, opens, proves, tcp_flag, twin, twin_key};
-use lb_common::{Address, Be16, Verdict};
+use lb_common::{Be16, Verdict};
 
 use crate::guard;
 use crate::packet::{Packet, Tcp};
 use crate::parse::Parsed;
-use crate::tables::{Stage, Tables, endpoint};
+use crate::tables::{Draft, Stage, Tables, endpoint};
 
 /// How many ports full-nat tries before it gives up. With half of the ports
 /// taken, one connection in 65,536 would find none.
@@ -39,7 +39,8 @@ const PORT_PROBES: u32 = 16;
 /// How long Linux keeps a connection in TIME-WAIT.
 const TIME_WAIT_SECONDS: u32 = 60;
 
-/// Whom a packet is counted for.
+/// Whom a packet is counted for. Whole words, like the tables' keys.
+#[repr(align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attribution {
     /// The service's number, or [`NOBODY`].
@@ -63,7 +64,7 @@ impl Attribution {
 
     #[inline(always)]
     fn flow(&mut self, flow: &Flow) {
-        self.service = flow.service;
+        self.service = u32::from(flow.service);
         self.backend = flow.backend;
         self.reply = flow.reply != 0;
     }
@@ -81,7 +82,7 @@ struct Segment {
 impl Segment {
     #[inline(always)]
     fn of(packet: &mut impl Packet, parsed: &Parsed) -> Result<Self, Verdict> {
-        if parsed.key.protocol != TCP {
+        if parsed.key.protocol != u32::from(TCP) {
             return Ok(Self {
                 flags: None,
                 sequence: 0,
@@ -114,32 +115,13 @@ impl Segment {
     }
 }
 
-/// The place where a new flow is drafted before it stands in a table.
-pub const BLANK: Flow = Flow {
-    src: Address::ZERO,
-    dst: Address::ZERO,
-    src_port: Be16::new(0),
-    dst_port: Be16::new(0),
-    service: NOBODY,
-    backend: NOBODY,
-    ip_delta: 0,
-    transport_delta: 0,
-    life: Life {
-        seen: 0,
-        proof: 0,
-        state: 0,
-    },
-    reply: 0,
-    zero: [0; 3],
-};
-
-/// Finds the packet's flow, or begins one in `draft`.
+/// Finds the packet's flow, or begins one in the room that `draft` lends.
 #[inline(always)]
 pub fn steer<'a>(
     packet: &mut impl Packet,
     tables: &'a impl Tables,
     parsed: &Parsed,
-    draft: &'a mut Flow,
+    draft: impl FnOnce() -> Option<&'a mut Draft>,
     whose: &mut Attribution,
 ) -> Result<&'a Flow, Verdict> {
     let key = &parsed.key;
@@ -153,11 +135,11 @@ pub fn steer<'a>(
         }
         forget_both(tables, Stage::Established, key, flow);
     }
-    let to = tables.party(&endpoint(key.dst, key.dst_port, key.protocol));
+    let to = tables.party(&endpoint(key.dst, key.dst_port, key.protocol as u16));
     if let Some(service) = to.filter(|party| party.roles & role::SERVICE != 0) {
         return from_client(packet, tables, parsed, &service, draft, whose);
     }
-    let from = tables.party(&endpoint(key.src, key.src_port, key.protocol));
+    let from = tables.party(&endpoint(key.src, key.src_port, key.protocol as u16));
     if from.is_some_and(|party| party.roles & role::BACKEND != 0) {
         return from_backend(packet, tables, parsed, whose);
     }
@@ -171,7 +153,7 @@ fn from_client<'a>(
     tables: &'a impl Tables,
     parsed: &Parsed,
     service: &Party,
-    draft: &'a mut Flow,
+    draft: impl FnOnce() -> Option<&'a mut Draft>,
     whose: &mut Attribution,
 ) -> Result<&'a Flow, Verdict> {
     let key = &parsed.key;
@@ -196,8 +178,9 @@ fn from_client<'a>(
         forget_both(tables, Stage::Unfinished, key, flow);
     }
     guard::admit(parsed, segment.flags)?;
+    let draft = draft().ok_or(Verdict::FlowTableFull)?;
     begin(tables, key, service, draft, whose)?;
-    Ok(draft)
+    Ok(&draft.forward)
 }
 
 /// A packet from a backend that is of no established flow.
@@ -229,6 +212,7 @@ fn from_backend<'a>(
             seen: tables.now(),
             proof,
             state,
+            zero: 0,
         };
         tables.note(Stage::Unfinished, key, &life);
         tables.note(Stage::Unfinished, &twin_key(key, flow), &life);
@@ -317,6 +301,15 @@ fn forget_both(tables: &impl Tables, stage: Stage, key: &FlowKey, flow: &Flow) {
     tables.forget(stage, &twin_key(key, flow));
 }
 
+/// How many ticks after its last packet a connection gives its key up.
+#[derive(Clone, Copy)]
+struct Patience {
+    /// One that has ended.
+    ended: u32,
+    /// One that has not, but has fallen silent.
+    idle: u32,
+}
+
 /// Begins a connection: the next backend in turn, a source for full-nat, and
 /// both halves into the small table.
 #[inline(never)]
@@ -324,7 +317,7 @@ fn begin(
     tables: &impl Tables,
     key: &FlowKey,
     service: &Party,
-    flow: &mut Flow,
+    draft: &mut Draft,
     whose: &mut Attribution,
 ) -> Result<(), Verdict> {
     let number = tables
@@ -332,21 +325,35 @@ fn begin(
         .ok_or(Verdict::NoBackend)?;
     whose.backend = number;
     let backend = tables.backend(number).ok_or(Verdict::UnknownBackend)?;
+    let flow = &mut draft.forward;
     flow.src = key.src;
     flow.src_port = key.src_port;
     flow.dst = backend.address;
     flow.dst_port = backend.port;
-    flow.service = service.service;
     flow.backend = number;
-    flow.life.seen = tables.now();
+    flow.service = service.service as u16;
+    flow.reply = 0;
+    flow.life = Life {
+        seen: tables.now(),
+        proof: 0,
+        state: 0,
+        zero: 0,
+    };
+    let settings = tables.settings();
     if service.forward == forward::FULL_NAT {
         flow.src = key.dst;
-        claim_port(tables, key, flow)?;
-    } else if !claim_reply(tables, key, flow, tables.settings().refresh_ticks) {
-        return Err(Verdict::TupleTaken);
+        claim_port(tables, &settings, key, draft)?;
+    } else {
+        let patience = Patience {
+            ended: settings.refresh_ticks,
+            idle: settings.idle_ticks,
+        };
+        if !claim_reply(tables, key, draft, patience) {
+            return Err(Verdict::TupleTaken);
+        }
     }
-    if !tables.keep(Stage::Unfinished, key, flow) {
-        tables.forget(Stage::Unfinished, &twin_key(key, flow));
+    if !tables.keep(Stage::Unfinished, key, &draft.forward) {
+        tables.forget(Stage::Unfinished, &draft.reply_key);
         return Err(Verdict::FlowTableFull);
     }
     whose.new_flow = true;
@@ -362,21 +369,29 @@ fn begin(
 /// sequence numbers and timestamps it expects (RFC 6191). For the same reason
 /// the first half of the probes leaves alone what ended within TIME-WAIT.
 #[inline(always)]
-fn claim_port(tables: &impl Tables, key: &FlowKey, flow: &mut Flow) -> Result<(), Verdict> {
-    let settings = tables.settings();
+fn claim_port(
+    tables: &impl Tables,
+    settings: &Settings,
+    key: &FlowKey,
+    draft: &mut Draft,
+) -> Result<(), Verdict> {
     let start = scatter(key, settings.seed);
     let mut probe = 0;
     while probe < PORT_PROBES {
         // An odd stride visits different places; the high bits choose the port.
         let place = start.wrapping_add(probe.wrapping_mul(0x9e37_79b9));
         let offset = (u64::from(place) * u64::from(settings.port_count)) >> 32;
-        flow.src_port = Be16::new((settings.first_port + offset as u32) as u16);
+        draft.forward.src_port = Be16::new((settings.first_port + offset as u32) as u16);
         let seconds = if probe < PORT_PROBES / 2 {
             TIME_WAIT_SECONDS
         } else {
             1
         };
-        if claim_reply(tables, key, flow, seconds * settings.refresh_ticks) {
+        let patience = Patience {
+            ended: seconds * settings.refresh_ticks,
+            idle: settings.idle_ticks,
+        };
+        if claim_reply(tables, key, draft, patience) {
             return Ok(());
         }
         probe += 1;
@@ -385,54 +400,69 @@ fn claim_port(tables: &impl Tables, key: &FlowKey, flow: &mut Flow) -> Result<()
 }
 
 /// Takes the reply half's key for this connection, by entering it: whoever
-/// enters first has it, so no lock is needed. A connection that ended at least
-/// `rest` ticks ago, or has fallen silent, gives its key up.
+/// enters first has it, so no lock is needed. A connection that is over gives
+/// its key up.
 #[inline(always)]
-fn claim_reply(tables: &impl Tables, key: &FlowKey, flow: &mut Flow, rest: u32) -> bool {
-    let reply = twin_key(key, flow);
-    if !vacate(tables, key, &reply, rest) {
+fn claim_reply(tables: &impl Tables, key: &FlowKey, draft: &mut Draft, patience: Patience) -> bool {
+    draft.reply_key = twin_key(key, &draft.forward);
+    if !vacate(tables, key, &draft.reply_key, patience) {
         return false;
     }
-    let (ip, transport) = deltas(key, flow);
-    flow.ip_delta = ip.0;
-    flow.transport_delta = transport.0;
-    if !tables.claim(Stage::Unfinished, &reply, &twin(key, flow)) {
-        return match tables.flow(Stage::Unfinished, &reply) {
-            // Left over from an earlier attempt of the same client.
-            Some(taken) => {
-                twin_key(&reply, taken) == *key
-                    && tables.keep(Stage::Unfinished, &reply, &twin(key, flow))
-            }
-            None => false,
-        };
+    complete(key, draft);
+    if !tables.claim(Stage::Unfinished, &draft.reply_key, &draft.reply) {
+        // Ours all the same if it is left over from an earlier attempt of this client.
+        return tables
+            .flow(Stage::Unfinished, &draft.reply_key)
+            .is_some_and(|taken| leads_to(taken, key))
+            && tables.keep(Stage::Unfinished, &draft.reply_key, &draft.reply);
     }
     // Only now is it certain that nobody moves the same key to the large
     // table: they enter it there before they leave it here.
-    if tables.flow(Stage::Established, &reply).is_some() {
-        tables.forget(Stage::Unfinished, &reply);
+    if tables.flow(Stage::Established, &draft.reply_key).is_some() {
+        tables.forget(Stage::Unfinished, &draft.reply_key);
         return false;
     }
     true
 }
 
+/// Computes what follows from the forward half's addresses and ports. Not
+/// inlined, or the compiler would keep its parts on the stack between probes.
+#[inline(never)]
+fn complete(key: &FlowKey, draft: &mut Draft) {
+    let (ip, transport) = deltas(key, &draft.forward);
+    draft.forward.ip_delta = ip.0;
+    draft.forward.transport_delta = transport.0;
+    draft.reply = twin(key, &draft.forward);
+}
+
+/// Whether a reply half belongs to the connection with this forward key: it
+/// turns answers into packets from the key's destination to its source.
+#[inline(always)]
+fn leads_to(reply: &Flow, key: &FlowKey) -> bool {
+    reply.src == key.dst
+        && reply.dst == key.src
+        && reply.src_port == key.dst_port
+        && reply.dst_port == key.src_port
+}
+
 /// Whether the reply key is free among the established flows, after taking it
 /// from a connection that is over.
 #[inline(always)]
-fn vacate(tables: &impl Tables, key: &FlowKey, reply: &FlowKey, rest: u32) -> bool {
+fn vacate(tables: &impl Tables, key: &FlowKey, reply: &FlowKey, patience: Patience) -> bool {
     let Some(flow) = tables.flow(Stage::Established, reply) else {
         return true;
     };
     let silent = tables.now().wrapping_sub(flow.life.seen);
-    let over = ended(flow.life.state) && silent >= rest;
-    let holder = twin_key(reply, flow);
-    if !over && silent < tables.settings().idle_ticks && holder != *key {
+    let over = ended(flow.life.state) && silent >= patience.ended;
+    if !over && silent < patience.idle && !leads_to(flow, key) {
         return false;
     }
+    let holder = twin_key(reply, flow);
     tables.forget(Stage::Established, reply);
     // The holder may have begun another connection since, with another port.
     if tables
         .flow(Stage::Established, &holder)
-        .is_some_and(|flow| twin_key(&holder, flow) == *reply)
+        .is_some_and(|flow| leads_to(flow, reply))
     {
         tables.forget(Stage::Established, &holder);
     }

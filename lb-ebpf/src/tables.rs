@@ -36,15 +36,58 @@ pub struct RouteQuery<'a> {
     pub ingress: u32,
 }
 
+/// An Ethernet address, in one register rather than in bytes on the stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkAddress(u64);
+
+impl LinkAddress {
+    /// From the three words it consists of, each as it stands in memory.
+    #[inline(always)]
+    pub const fn from_words([a, b, c]: [u16; 3]) -> Self {
+        Self(a as u64 | (b as u64) << 16 | (c as u64) << 32)
+    }
+
+    /// From its bytes.
+    #[inline(always)]
+    pub const fn new([a, b, c, d, e, f]: [u8; 6]) -> Self {
+        Self::from_words([
+            u16::from_ne_bytes([a, b]),
+            u16::from_ne_bytes([c, d]),
+            u16::from_ne_bytes([e, f]),
+        ])
+    }
+
+    /// As it stands in a frame.
+    #[inline(always)]
+    pub const fn octets(self) -> [u8; 6] {
+        let [a, b] = (self.0 as u16).to_ne_bytes();
+        let [c, d] = ((self.0 >> 16) as u16).to_ne_bytes();
+        let [e, f] = ((self.0 >> 32) as u16).to_ne_bytes();
+        [a, b, c, d, e, f]
+    }
+}
+
 /// The next hop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hop {
     /// The interface to leave by.
     pub egress: u32,
     /// The link address of that interface.
-    pub src_link: [u8; 6],
+    pub src_link: LinkAddress,
     /// The link address of the next hop.
-    pub dst_link: [u8; 6],
+    pub dst_link: LinkAddress,
+}
+
+/// Room to draft a new connection in. A stack of 512 bytes has none.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Draft {
+    /// The half from the client to the backend.
+    pub forward: Flow,
+    /// The half from the backend to the client.
+    pub reply: Flow,
+    /// The key of the latter.
+    pub reply_key: FlowKey,
 }
 
 /// Everything the data path knows besides the packet.
@@ -93,7 +136,7 @@ pub trait Tables {
 
 /// An endpoint from the parts of a flow key.
 #[inline(always)]
-pub(crate) const fn endpoint(address: Address, port: Be16, protocol: u8) -> Endpoint {
+pub(crate) const fn endpoint(address: Address, port: Be16, protocol: u16) -> Endpoint {
     Endpoint {
         address,
         port,

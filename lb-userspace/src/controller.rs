@@ -216,20 +216,11 @@ impl Controller {
             .values()
             .filter_map(|backend| {
                 let listen = *services.get(&backend.service)?;
-                let abi::Backend {
-                    address,
-                    port,
-                    protocol,
-                    flags,
-                    ..
-                } = *backend;
-                let endpoint = abi::Endpoint {
-                    address,
-                    port,
-                    protocol,
-                    zero: 0,
-                };
-                Some(((listen, endpoint), flags & abi::backend::UP != 0))
+                let endpoint = model::endpoint(
+                    backend.address.socket(backend.port),
+                    u16::from(backend.protocol),
+                );
+                Some(((listen, endpoint), backend.flags & abi::backend::UP != 0))
             })
             .collect()
     }

@@ -160,14 +160,14 @@ pub struct Dataplane {
     pin_path: PathBuf,
     sizes: Sizes,
     links: BTreeMap<String, Attached>,
-    endpoints: HashMap<MapData, [u8; 20], [u8; 8]>,
+    endpoints: HashMap<MapData, [u8; 24], [u8; 8]>,
     backends: Array<MapData, [u8; 24]>,
     sequences: ArrayOfMaps<MapData, Array<MapData, u64>>,
     devices: DevMapHash<MapData>,
     verdicts: PerCpuArray<MapData, u64>,
     service_traffic: PerCpuArray<MapData, [u64; 5]>,
     backend_traffic: PerCpuArray<MapData, [u64; 5]>,
-    drops: PerCpuHashMap<MapData, [u8; 12], u64>,
+    drops: PerCpuHashMap<MapData, [u8; 16], u64>,
 }
 
 struct Attached {
@@ -349,14 +349,14 @@ impl Dataplane {
                 if *fresh {
                     zero(&mut self.service_traffic, party.service)?;
                 }
-                let key: [u8; 20] = bytemuck::cast(*endpoint);
+                let key: [u8; 24] = bytemuck::cast(*endpoint);
                 let value: [u8; 8] = bytemuck::cast(*party);
                 self.endpoints
                     .insert(key, value, 0)
                     .context("cannot write an endpoint")
             }
             Change::RemoveParty { endpoint } => {
-                let key: [u8; 20] = bytemuck::cast(*endpoint);
+                let key: [u8; 24] = bytemuck::cast(*endpoint);
                 match self.endpoints.remove(&key) {
                     Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
                     Err(error) => Err(error).context("cannot remove an endpoint"),

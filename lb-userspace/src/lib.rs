@@ -2,7 +2,15 @@
 //! them true to the health of the backends, and answers the command line.
 
 pub mod address;
+pub mod api;
+pub mod cli;
 pub mod config;
+pub mod controller;
+pub mod daemon;
+pub mod dataplane;
 pub mod health;
 pub mod host;
+pub mod model;
+pub mod reconcile;
 pub mod schedule;
+pub mod state;

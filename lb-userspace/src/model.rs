@@ -150,7 +150,7 @@ fn merge(
     overrides: &Overrides,
     up: &impl Fn(&TargetId, SocketAddr) -> bool,
 ) -> Service {
-    let protocol = service.protocol.number();
+    let protocol = u16::from(service.protocol.number());
     let none = BTreeMap::new();
     let changes = overrides.0.get(&service.name).unwrap_or(&none);
     let in_file = service
@@ -194,7 +194,7 @@ fn merge(
 }
 
 /// The form in which a socket address stands in kernel tables.
-pub fn endpoint(address: SocketAddr, protocol: u8) -> Endpoint {
+pub fn endpoint(address: SocketAddr, protocol: u16) -> Endpoint {
     Endpoint {
         address: Address::from(address.ip()),
         port: Be16::new(address.port()),

@@ -19,7 +19,7 @@ use lb_common::abi::{Backend, Endpoint, NOBODY, Party, backend, forward, role};
 use lb_common::{Address, Be16};
 use thiserror::Error;
 
-use crate::model::Service;
+use crate::model::{self, Service};
 use crate::schedule;
 
 /// How long a backend that was taken out keeps its number.
@@ -193,7 +193,7 @@ pub fn plan(
                 Backend {
                     address: wanted.endpoint.address,
                     port: wanted.endpoint.port,
-                    protocol: wanted.endpoint.protocol,
+                    protocol: wanted.endpoint.protocol as u8,
                     flags: backend::USED | up,
                     service: number,
                 },
@@ -252,18 +252,10 @@ fn linger(tables: &mut Tables, present: &Tables, lingering: &mut Lingering, now:
             continue;
         }
         backend.flags &= !backend::UP;
-        let Backend {
-            address,
-            port,
-            protocol,
-            ..
-        } = backend;
-        let endpoint = Endpoint {
-            address,
-            port,
-            protocol,
-            zero: 0,
-        };
+        let endpoint = model::endpoint(
+            backend.address.socket(backend.port),
+            u16::from(backend.protocol),
+        );
         join(&mut tables.parties, endpoint, role::BACKEND, None);
         tables.backends.insert(number, backend);
     }
@@ -280,7 +272,7 @@ fn join(
         service: NOBODY,
         forward: 0,
         roles: 0,
-        zero: [0; 2],
+        zero: 0,
     });
     party.roles |= role;
     if let Some((number, forward)) = service {
@@ -424,7 +416,6 @@ pub fn diff(from: &Tables, to: &Tables) -> Vec<Change> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model;
 
     const CAPACITY: Capacity = Capacity {
         services: 4,
@@ -432,7 +423,8 @@ mod tests {
     };
 
     fn service(name: &str, port: u16, backends: &[(&str, u16, bool)]) -> Service {
-        let endpoint = |text: &str| model::endpoint(text.parse().unwrap(), lb_common::abi::TCP);
+        let endpoint =
+            |text: &str| model::endpoint(text.parse().unwrap(), u16::from(lb_common::abi::TCP));
         Service {
             name: name.to_owned(),
             listen: endpoint(&format!("203.0.113.10:{port}")),
@@ -648,7 +640,10 @@ mod tests {
             &mut lingering,
             now,
         );
-        let inner = model::endpoint("203.0.113.10:81".parse().unwrap(), lb_common::abi::TCP);
+        let inner = model::endpoint(
+            "203.0.113.10:81".parse().unwrap(),
+            u16::from(lb_common::abi::TCP),
+        );
         assert_eq!(tables.parties[&inner].roles, role::SERVICE | role::BACKEND);
         assert_eq!(tables.parties[&inner].service, 1);
     }

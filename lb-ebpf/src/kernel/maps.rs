@@ -18,7 +18,7 @@ use lb_common::abi::{
 };
 use lb_common::verdict::{Action, VERDICT_SLOTS, Verdict};
 use lb_ebpf::steer::Attribution;
-use lb_ebpf::{Hop, RouteQuery, Stage, Tables};
+use lb_ebpf::{Draft, Hop, LinkAddress, RouteQuery, Stage, Tables};
 
 #[btf_map]
 static ENDPOINTS: HashMap<Endpoint, Party, 1024> = HashMap::new();
@@ -41,6 +41,22 @@ static SERVICE_TRAFFIC: PerCpuArray<Traffic, 1024> = PerCpuArray::new();
 static BACKEND_TRAFFIC: PerCpuArray<Traffic, 1024> = PerCpuArray::new();
 #[btf_map]
 static DROPS: PerCpuHashMap<DropKey, u64, 1024> = PerCpuHashMap::new();
+
+#[btf_map]
+static DRAFT: PerCpuArray<Draft, 1> = PerCpuArray::new();
+
+/// Lends this CPU's room for a new connection.
+///
+/// # Safety
+/// At most once in a run of the program, which is not interrupted by another
+/// run on the same CPU.
+#[inline(always)]
+pub(crate) unsafe fn draft<'a>() -> Option<&'a mut Draft> {
+    let draft = DRAFT.get_ptr_mut(0)?;
+    // SAFETY: a whole value that nobody else refers to, as the caller promises;
+    // any bytes are a value.
+    Some(unsafe { &mut *draft })
+}
 
 /// Set by the loader; read-only data, so constants to the verifier.
 #[unsafe(no_mangle)]
@@ -155,7 +171,9 @@ impl Tables for KernelTables<'_> {
         };
     }
 
-    #[inline(always)]
+    // Not inlined: the helper's parameters take 64 bytes of stack, which a new
+    // connection needs before they are needed here.
+    #[inline(never)]
     fn next_hop(&self, query: &RouteQuery<'_>) -> Result<Hop, Verdict> {
         // SAFETY: a C struct of integers; zero is a value of each.
         let mut params: Fib = unsafe { core::mem::zeroed() };
@@ -183,8 +201,8 @@ impl Tables for KernelTables<'_> {
         match result {
             fib::SUCCESS => Ok(Hop {
                 egress: params.ifindex,
-                src_link: params.smac,
-                dst_link: params.dmac,
+                src_link: link(&raw const params.smac),
+                dst_link: link(&raw const params.dmac),
             }),
             fib::NO_NEIGHBOUR => Err(Verdict::NeighbourPending),
             fib::NOT_FORWARDED => Err(Verdict::LocalDestination),
@@ -207,6 +225,7 @@ impl Tables for KernelTables<'_> {
                 service: whose.service,
                 backend: whose.backend,
                 verdict: verdict as u32,
+                zero: 0,
             };
             match DROPS.get_ptr_mut(key) {
                 Some(count) => add(Some(count), 1),
@@ -226,6 +245,21 @@ fn insert(stage: Stage, key: &FlowKey, flow: &Flow, flags: u64) -> bool {
         Stage::Established => FLOWS.insert(key, flow, flags).is_ok(),
         Stage::Unfinished => UNFINISHED.insert(key, flow, flags).is_ok(),
     }
+}
+
+/// Reads an address word by word: the compiler would read four bytes at once,
+/// and the verifier refuses that from an odd place of its stack.
+#[inline(always)]
+fn link(address: *const [u8; 6]) -> LinkAddress {
+    let words: *const u16 = address.cast();
+    let word = |n: usize| {
+        // SAFETY: within the six bytes of the field, whose struct is aligned to
+        // 4 bytes and which lies at an even offset in it.
+        let place = unsafe { words.add(n) };
+        // SAFETY: as above; any bytes are a value.
+        unsafe { ptr::read_volatile(place) }
+    };
+    LinkAddress::from_words([word(0), word(1), word(2)])
 }
 
 #[inline(always)]

@@ -64,7 +64,7 @@ fn summary(controller: &Controller, place: usize) -> types::ServiceSummary {
     types::ServiceSummary {
         name: service.name.clone(),
         listen: service.listen.address.socket(service.listen.port),
-        protocol: protocol(service.listen.protocol),
+        protocol: protocol(u32::from(service.listen.protocol)),
         forward: if service.forward == forward::NAT {
             "nat"
         } else {
@@ -340,7 +340,7 @@ pub(super) fn flows(
         let (of, to) = names.backend(flow.backend).unwrap_or_else(|| {
             // Taken out, with connections that go on.
             let service = names
-                .service(flow.service)
+                .service(u32::from(flow.service))
                 .unwrap_or_else(|| "(removed)".to_owned());
             (service, "(removed)".to_owned())
         });
@@ -377,6 +377,11 @@ pub(super) fn flows(
     listed
 }
 
-fn protocol(number: u8) -> String {
-    if number == TCP { "tcp" } else { "udp" }.to_owned()
+fn protocol(number: u32) -> String {
+    if number == u32::from(TCP) {
+        "tcp"
+    } else {
+        "udp"
+    }
+    .to_owned()
 }
