@@ -1,1 +1,8 @@
 //! What the tests share.
+
+pub mod cases;
+pub mod frame;
+pub mod host;
+pub mod kernel;
+pub mod network;
+pub mod world;

@@ -1,0 +1,376 @@
+//! The data path in the kernel: the XDP program and its maps, run on single
+//! frames with `BPF_PROG_TEST_RUN`.
+//!
+//! The routing table that the program asks is real, so all of it happens in a
+//! network namespace that belongs to one thread ([`in_namespace`]): nothing has
+//! a name, and with the thread everything is gone, whatever happens to it.
+//! Nothing is pinned and nothing is attached.
+//!
+//! The kernel takes no test frame shorter than an Ethernet header: those are
+//! for the host alone ([`SHORTEST`]).
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::{fs, panic, thread};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::maps::{
+    Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues,
+    xdp::DevMapHash,
+};
+use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use bytemuck::{bytes_of, cast, pod_read_unaligned};
+use lb_common::Action;
+use lb_common::abi::{
+    Backend, DropKey, Endpoint, Flow, FlowKey, Party, Settings, Traffic, sequence,
+};
+use lb_common::verdict::{VERDICT_SLOTS, Verdict};
+use lb_ebpf::Stage;
+
+use crate::network;
+use crate::world::{Outcome, ROOM, Side, State, World};
+
+/// The shortest frame that `BPF_PROG_TEST_RUN` takes: an Ethernet header.
+pub const SHORTEST: usize = 14;
+
+/// The longest frame that `BPF_PROG_TEST_RUN` takes here: a page less the
+/// kernel's own room.
+pub const LONGEST: usize = 3_000;
+
+/// Entries of each flow table: far more than any test makes, because the
+/// kernel begins to evict before a table is quite full.
+const FLOWS: u32 = 16_384;
+
+/// `BPF_F_INNER_MAP` (linux/bpf.h): arrays of different lengths may be put
+/// into the array of maps.
+const BPF_F_INNER_MAP: u32 = 1 << 12;
+
+// Aya takes keys and values as plain bytes: it cannot know the types of
+// `lb_common::abi`.
+type EndpointBytes = [u8; size_of::<Endpoint>()];
+type PartyBytes = [u8; size_of::<Party>()];
+type BackendBytes = [u8; size_of::<Backend>()];
+type KeyBytes = [u8; size_of::<FlowKey>()];
+type FlowBytes = [u8; size_of::<Flow>()];
+type TrafficBytes = [u8; size_of::<Traffic>()];
+type DropBytes = [u8; size_of::<DropKey>()];
+
+type Flows = HashMap<MapData, KeyBytes, FlowBytes>;
+type Traffics = PerCpuArray<MapData, TrafficBytes>;
+
+/// Runs the work in a thread with a network namespace of its own that holds
+/// the network of [`crate::network`].
+pub fn in_namespace<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let in_thread = || {
+        enter_new_namespace()?;
+        make_network()?;
+        work()
+    };
+    thread::scope(|scope| match scope.spawn(in_thread).join() {
+        Ok(result) => result,
+        Err(panicked) => panic::resume_unwind(panicked),
+    })
+}
+
+fn enter_new_namespace() -> Result<()> {
+    // SAFETY: only the network namespace is unshared; file descriptors, of
+    // which the function warns, stay as they are.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
+        .context("cannot make a network namespace; these tests need root")
+}
+
+fn make_network() -> Result<()> {
+    let mut ip = Command::new("ip")
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .context("cannot run `ip`; it is in Debian's package iproute2")?;
+    let mut input = ip.stdin.take().context("`ip` has no input")?;
+    input.write_all(network::commands().as_bytes())?;
+    drop(input);
+    ensure!(
+        ip.wait()?.success(),
+        "`ip` refused the network of the tests"
+    );
+    for device in network::DEVICES {
+        for family in ["ipv4", "ipv6"] {
+            // The folder is that of the thread's own namespace.
+            let path = format!("/proc/sys/net/{family}/conf/{}/forwarding", device.name);
+            fs::write(&path, if device.forwards { "1" } else { "0" })
+                .with_context(|| format!("cannot write {path}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// The kernel as a side: one load of the program for each set of settings
+/// that was asked for.
+#[derive(Default)]
+pub struct Kernel {
+    loads: Vec<Load>,
+    current: usize,
+}
+
+impl Kernel {
+    fn load(&self) -> Result<&Load> {
+        self.loads
+            .get(self.current)
+            .context("no world was begun in the kernel")
+    }
+
+    fn load_mut(&mut self) -> Result<&mut Load> {
+        self.loads
+            .get_mut(self.current)
+            .context("no world was begun in the kernel")
+    }
+}
+
+impl Side for Kernel {
+    fn begin(&mut self, world: &World) -> Result<()> {
+        let known = (self.loads.iter()).position(|load| load.settings == world.settings);
+        self.current = match known {
+            Some(place) => place,
+            None => {
+                self.loads.push(Load::new(world.settings)?);
+                self.loads.len() - 1
+            }
+        };
+        self.load_mut()?.begin(world)
+    }
+
+    fn arrive(&mut self, frame: &[u8], ingress: u32) -> Result<Outcome> {
+        self.load()?.run(frame, ingress)
+    }
+
+    fn lose(&mut self, stage: Stage, key: &FlowKey) -> Result<()> {
+        let load = self.load_mut()?;
+        match stage {
+            Stage::Established => load.established.remove(&cast(*key))?,
+            Stage::Unfinished => load.unfinished.remove(&cast(*key))?,
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> Result<State> {
+        self.load()?.state()
+    }
+}
+
+/// The program, loaded, with its maps.
+struct Load {
+    settings: Settings,
+    program: Ebpf,
+    endpoints: HashMap<MapData, EndpointBytes, PartyBytes>,
+    backends: Array<MapData, BackendBytes>,
+    sequences: ArrayOfMaps<MapData, Array<MapData, u64>>,
+    /// The sequences as handed over, to read their cursors.
+    handed_over: Vec<Array<MapData, u64>>,
+    established: Flows,
+    unfinished: Flows,
+    verdicts: PerCpuArray<MapData, u64>,
+    service_traffic: Traffics,
+    backend_traffic: Traffics,
+    drops: PerCpuHashMap<MapData, DropBytes, u64>,
+}
+
+impl Load {
+    fn new(settings: Settings) -> Result<Self> {
+        let constants: [u8; size_of::<Settings>()] = cast(settings);
+        let mut loader = EbpfLoader::new();
+        loader.override_global("SETTINGS", &constants, true);
+        // Silent: what the program logs is no part of what it does.
+        loader.override_global("AYA_LOG_LEVEL", &0u8, false);
+        for table in ["FLOWS", "UNFINISHED"] {
+            loader.map_max_entries(table, FLOWS);
+        }
+        for table in [
+            "BACKENDS",
+            "SEQUENCES",
+            "SERVICE_TRAFFIC",
+            "BACKEND_TRAFFIC",
+        ] {
+            loader.map_max_entries(table, ROOM);
+        }
+        let mut program = loader
+            .load(lb_userspace::dataplane::PROGRAM)
+            .context("cannot read the XDP program")?;
+        let xdp: &mut Xdp = program
+            .program_mut("lb")
+            .context("the object holds no program `lb`")?
+            .try_into()?;
+        xdp.load().context("the kernel refused the XDP program")?;
+        let mut devices: DevMapHash<MapData> = take(&mut program, "DEVICES")?;
+        for device in network::DEVICES.iter().filter(|device| device.attached) {
+            devices.insert(device.index, device.index, None, 0)?;
+        }
+        Ok(Self {
+            settings,
+            endpoints: take(&mut program, "ENDPOINTS")?,
+            backends: take(&mut program, "BACKENDS")?,
+            sequences: take(&mut program, "SEQUENCES")?,
+            handed_over: Vec::new(),
+            established: take(&mut program, "FLOWS")?,
+            unfinished: take(&mut program, "UNFINISHED")?,
+            verdicts: take(&mut program, "VERDICTS")?,
+            service_traffic: take(&mut program, "SERVICE_TRAFFIC")?,
+            backend_traffic: take(&mut program, "BACKEND_TRAFFIC")?,
+            drops: take(&mut program, "DROPS")?,
+            program,
+        })
+    }
+
+    fn begin(&mut self, world: &World) -> Result<()> {
+        for key in keys(self.endpoints.keys())? {
+            self.endpoints.remove(&key)?;
+        }
+        for table in [&mut self.established, &mut self.unfinished] {
+            for key in keys(table.keys())? {
+                table.remove(&key)?;
+            }
+        }
+        for key in keys(self.drops.keys())? {
+            self.drops.remove(&key)?;
+        }
+        let cpus = aya::util::nr_cpus().map_err(|(file, error)| {
+            anyhow::Error::from(error).context(format!("cannot count the CPUs in {file}"))
+        })?;
+        for verdict in 0..VERDICT_SLOTS {
+            self.verdicts
+                .set(verdict, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
+        }
+        for number in 0..ROOM {
+            let zero = || PerCpuValues::try_from(vec![[0; size_of::<Traffic>()]; cpus]);
+            self.service_traffic.set(number, zero()?, 0)?;
+            self.backend_traffic.set(number, zero()?, 0)?;
+            self.backends.set(number, [0; size_of::<Backend>()], 0)?;
+        }
+        self.populate(world)
+    }
+
+    fn populate(&mut self, world: &World) -> Result<()> {
+        for (endpoint, party) in world.endpoints() {
+            self.endpoints.insert(
+                cast::<_, EndpointBytes>(endpoint),
+                cast::<_, PartyBytes>(party),
+                0,
+            )?;
+        }
+        for member in &world.backends {
+            self.backends
+                .set(member.number, cast::<_, BackendBytes>(member.entry()), 0)?;
+        }
+        self.handed_over.clear();
+        for service in &world.services {
+            let length = service.sequence.len() as u32;
+            let mut words = Array::create(sequence::FIRST + length, BPF_F_INNER_MAP)?;
+            words.set(sequence::LENGTH, u64::from(length), 0)?;
+            for (slot, backend) in service.sequence.iter().enumerate() {
+                words.set(sequence::FIRST + slot as u32, u64::from(*backend), 0)?;
+            }
+            self.sequences.set(service.number, &words, 0)?;
+            self.handed_over.push(words);
+        }
+        Ok(())
+    }
+
+    fn run(&self, frame: &[u8], ingress: u32) -> Result<Outcome> {
+        let xdp: &Xdp = self
+            .program
+            .program("lb")
+            .context("the object holds no program `lb`")?
+            .try_into()?;
+        // struct xdp_md (linux/bpf.h): data, data_end, data_meta,
+        // ingress_ifindex, rx_queue_index, egress_ifindex.
+        let context = [0, frame.len() as u32, 0, ingress, 0, 0];
+        let mut out = vec![0; frame.len() + 64];
+        let result = xdp.test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(bytes_of(&context)),
+            ..TestRunOptions::new()
+        })?;
+        out.truncate(result.data_size_out as usize);
+        // enum xdp_action (linux/bpf.h)
+        let action = match result.return_value {
+            1 => Action::Drop,
+            2 => Action::Pass,
+            3 => Action::Transmit,
+            4 => Action::Redirect,
+            0 => bail!("the program ended in XDP_ABORTED"),
+            other => bail!("the program returned {other}, which is no action"),
+        };
+        Ok(Outcome { action, frame: out })
+    }
+
+    fn state(&self) -> Result<State> {
+        let mut state = State {
+            established: flows(&self.established)?,
+            unfinished: flows(&self.unfinished)?,
+            services: traffic(&self.service_traffic)?,
+            backends: traffic(&self.backend_traffic)?,
+            ..State::default()
+        };
+        for (service, words) in self.handed_over.iter().enumerate() {
+            state
+                .turns
+                .insert(service as u32, words.get(&sequence::CURSOR, 0)?);
+        }
+        for verdict in Verdict::ALL {
+            let count = self.verdicts.get(&(*verdict as u32), 0)?.iter().sum();
+            if count > 0 {
+                state.verdicts.insert(*verdict, count);
+            }
+        }
+        for entry in self.drops.iter() {
+            let (key, counts) = entry?;
+            state
+                .drops
+                .insert(cast::<_, DropKey>(key), counts.iter().sum());
+        }
+        Ok(state)
+    }
+}
+
+fn take<T: TryFrom<Map, Error = aya::maps::MapError>>(program: &mut Ebpf, name: &str) -> Result<T> {
+    let map = program
+        .take_map(name)
+        .with_context(|| format!("the program has no map {name}"))?;
+    T::try_from(map).with_context(|| format!("the map {name} is of another kind than expected"))
+}
+
+/// All keys before any is removed: removal disturbs the walk.
+fn keys<K>(walk: impl Iterator<Item = Result<K, aya::maps::MapError>>) -> Result<Vec<K>> {
+    Ok(walk.collect::<Result<_, _>>()?)
+}
+
+fn flows(table: &Flows) -> Result<BTreeMap<FlowKey, Flow>> {
+    (table.iter())
+        .map(|entry| {
+            let (key, value) = entry?;
+            let mut flow: Flow = pod_read_unaligned(&value);
+            flow.life.seen = 0;
+            Ok((pod_read_unaligned(&key), flow))
+        })
+        .collect()
+}
+
+fn traffic(table: &Traffics) -> Result<BTreeMap<u32, Traffic>> {
+    let mut sums = BTreeMap::new();
+    for number in 0..ROOM {
+        let mut sum = Traffic::default();
+        for value in table.get(&number, 0)?.iter() {
+            let one: Traffic = pod_read_unaligned(value);
+            sum.forward_packets += one.forward_packets;
+            sum.forward_bytes += one.forward_bytes;
+            sum.reply_packets += one.reply_packets;
+            sum.reply_bytes += one.reply_bytes;
+            sum.new_flows += one.new_flows;
+        }
+        if sum != Traffic::default() {
+            sums.insert(number, sum);
+        }
+    }
+    Ok(sums)
+}

@@ -1,0 +1,246 @@
+//! What the balancer is told before the first frame of a case, and what its
+//! tables hold after each: the same for the host and for the kernel.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use lb_common::abi::{
+    Backend, DropKey, Endpoint, Flow, FlowKey, Party, Settings, TCP, Traffic, backend, role,
+};
+use lb_common::{Action, Address, Be16, Verdict};
+use lb_ebpf::Stage;
+
+use crate::frame::end;
+
+/// Nothing happens because time passes.
+pub const STEADY: Settings = Settings {
+    // Multiplied by the seconds of TIME-WAIT it must stay below 2^32.
+    refresh_ticks: 1 << 25,
+    idle_ticks: u32::MAX,
+    first_port: 40_000,
+    port_count: 1,
+    seed: 7,
+};
+
+/// How many services and how many backends the tables have room for.
+pub const ROOM: u32 = 8;
+
+/// A service, its schedule, and nothing of its backends but their numbers.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Its number.
+    pub number: u32,
+    /// Its address and port.
+    pub listen: &'static str,
+    /// TCP or UDP.
+    pub protocol: u8,
+    /// One of `lb_common::abi::forward`.
+    pub forward: u8,
+    /// The backends' numbers in turn.
+    pub sequence: Vec<u32>,
+}
+
+/// A backend.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// Its number.
+    pub number: u32,
+    /// Its address and port.
+    pub address: &'static str,
+    /// TCP or UDP.
+    pub protocol: u8,
+    /// The number of its service.
+    pub service: u32,
+}
+
+/// What the balancer is told.
+#[derive(Clone, Debug)]
+pub struct World {
+    /// The constants of the load.
+    pub settings: Settings,
+    /// The services.
+    pub services: Vec<Service>,
+    /// Their backends.
+    pub backends: Vec<Member>,
+    /// How many flows each table takes on the host before it refuses; the
+    /// kernel's evict instead.
+    pub room_for_flows: usize,
+}
+
+impl World {
+    /// Without any service.
+    pub fn empty() -> Self {
+        Self {
+            settings: STEADY,
+            services: Vec::new(),
+            backends: Vec::new(),
+            room_for_flows: usize::MAX,
+        }
+    }
+
+    /// And this service, with the next number.
+    pub fn service(
+        mut self,
+        protocol: u8,
+        forward: u8,
+        listen: &'static str,
+        sequence: &[u32],
+    ) -> Self {
+        self.services.push(Service {
+            number: self.services.len() as u32,
+            listen,
+            protocol,
+            forward,
+            sequence: sequence.to_vec(),
+        });
+        self
+    }
+
+    /// And this backend of the last service, with the next number.
+    pub fn backend(mut self, address: &'static str) -> Self {
+        let service = self.services.last();
+        self.backends.push(Member {
+            number: self.backends.len() as u32,
+            address,
+            protocol: service.map_or(TCP, |service| service.protocol),
+            service: service.map_or(0, |service| service.number),
+        });
+        self
+    }
+
+    /// With these constants.
+    pub fn with(mut self, settings: Settings) -> Self {
+        self.settings = settings;
+        self
+    }
+
+    /// With flow tables that refuse more than this many entries.
+    pub fn room_for_flows(mut self, entries: usize) -> Self {
+        self.room_for_flows = entries;
+        self
+    }
+
+    /// The `ENDPOINTS` table as the controller would write it: services,
+    /// services' addresses alone, and backends; one endpoint may be several.
+    pub fn endpoints(&self) -> BTreeMap<Endpoint, Party> {
+        let mut table = BTreeMap::new();
+        for service in &self.services {
+            let of = |endpoint| Party {
+                service: service.number,
+                forward: service.forward,
+                roles: endpoint,
+                zero: 0,
+            };
+            let listen = endpoint(service.listen, service.protocol);
+            let address = Endpoint {
+                port: Be16::new(0),
+                protocol: 0,
+                ..listen
+            };
+            table.insert(listen, of(role::SERVICE));
+            table.insert(address, of(0));
+        }
+        for member in &self.backends {
+            let party = table
+                .entry(endpoint(member.address, member.protocol))
+                .or_insert(Party {
+                    service: 0,
+                    forward: 0,
+                    roles: 0,
+                    zero: 0,
+                });
+            party.roles |= role::BACKEND;
+        }
+        table
+    }
+}
+
+impl Member {
+    /// As it stands in the `BACKENDS` table.
+    pub fn entry(&self) -> Backend {
+        let at = endpoint(self.address, self.protocol);
+        Backend {
+            address: at.address,
+            port: at.port,
+            protocol: self.protocol,
+            flags: backend::USED | backend::UP,
+            service: self.service,
+        }
+    }
+}
+
+fn endpoint(text: &str, protocol: u8) -> Endpoint {
+    let at = end(text);
+    Endpoint {
+        address: Address::from(at.ip()),
+        port: Be16::new(at.port()),
+        protocol: u16::from(protocol),
+        zero: 0,
+    }
+}
+
+/// Everything the tables hold that a packet can change.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct State {
+    /// Established flows; when they were last seen is left out.
+    pub established: BTreeMap<FlowKey, Flow>,
+    /// Unfinished flows, likewise.
+    pub unfinished: BTreeMap<FlowKey, Flow>,
+    /// How many connections each service has scheduled.
+    pub turns: BTreeMap<u32, u64>,
+    /// Packets by verdict, where there were any.
+    pub verdicts: BTreeMap<Verdict, u64>,
+    /// Traffic by service, where there was any.
+    pub services: BTreeMap<u32, Traffic>,
+    /// Traffic by backend, where there was any.
+    pub backends: BTreeMap<u32, Traffic>,
+    /// Drops by service, backend and verdict.
+    pub drops: BTreeMap<DropKey, u64>,
+}
+
+impl State {
+    /// The flows of this stage.
+    pub fn flows(&self, stage: Stage) -> &BTreeMap<FlowKey, Flow> {
+        match stage {
+            Stage::Established => &self.established,
+            Stage::Unfinished => &self.unfinished,
+        }
+    }
+
+    /// The one verdict that was counted since.
+    pub fn verdict_since(&self, before: &Self) -> Option<Verdict> {
+        let mut counted = self.verdicts.iter().filter_map(|(verdict, count)| {
+            let more = count - before.verdicts.get(verdict).copied().unwrap_or(0);
+            (more > 0).then_some((*verdict, more))
+        });
+        match (counted.next(), counted.next()) {
+            (Some((verdict, 1)), None) => Some(verdict),
+            _ => None,
+        }
+    }
+}
+
+/// What came of one frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// What the kernel is told to do with it.
+    pub action: Action,
+    /// Its bytes now.
+    pub frame: Vec<u8>,
+}
+
+/// Where a world is tried out. There are two, and every test runs the same
+/// steps on both; this trait is what lets it be written once.
+pub trait Side {
+    /// Begins anew: these services and backends, no flows, all counters zero.
+    fn begin(&mut self, world: &World) -> Result<()>;
+
+    /// A frame comes in by this interface.
+    fn arrive(&mut self, frame: &[u8], ingress: u32) -> Result<Outcome>;
+
+    /// A flow entry is lost, as when its table evicts it.
+    fn lose(&mut self, stage: Stage, key: &FlowKey) -> Result<()>;
+
+    /// What the tables hold.
+    fn state(&self) -> Result<State>;
+}
