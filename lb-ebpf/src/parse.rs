@@ -55,7 +55,10 @@ impl Parsed {
     /// Whether a packet for a service may be forwarded as it stands.
     ///
     /// The IP length must fit the frame (which may be padded) and hold at
-    /// least the transport header; a fragment cannot be translated alone.
+    /// least the transport header; a fragment cannot be translated alone; and a
+    /// router forwards nothing whose TTL would reach 0 (RFC 1812, section 5.3.1;
+    /// RFC 8200, section 3). It is asked before a connection begins, so that
+    /// none begins with a packet that goes nowhere.
     #[inline(always)]
     pub fn sound(&self, frame: usize) -> Result<(), Verdict> {
         let header = if self.key.protocol == u32::from(TCP) {
@@ -65,8 +68,12 @@ impl Parsed {
         };
         if self.fragmented != 0 {
             Err(Verdict::Fragment)
+        } else if frame < self.transport + header {
+            Err(Verdict::ShortTransport)
         } else if IP + self.ip_length > frame || IP + self.ip_length < self.transport + header {
             Err(Verdict::LengthMismatch)
+        } else if self.ttl <= 1 {
+            Err(Verdict::TtlExpired)
         } else {
             Ok(())
         }
@@ -125,14 +132,16 @@ fn ipv6(packet: &mut impl Packet) -> Result<Parsed, Verdict> {
         return Err(Verdict::NotTransport);
     }
     // The mapped form stands for IPv4 in our tables and for nothing on a wire
-    // (RFC 4291, section 2.5.5.2); no IPv6 packet may pass for an IPv4 one.
+    // (RFC 4291, section 2.5.5.2). No IPv6 packet may pass for an IPv4 one, nor
+    // may answers to it be routed as IPv4.
+    let src = Address::v6(&ip.src_addr);
     let dst = Address::v6(&ip.dst_addr);
-    if dst.is_v4() {
+    if src.is_v4() || dst.is_v4() {
         return Err(Verdict::BadHeader);
     }
     let mut parsed = Parsed {
         key: FlowKey {
-            src: Address::v6(&ip.src_addr),
+            src,
             dst,
             src_port: Be16::new(0),
             dst_port: Be16::new(0),

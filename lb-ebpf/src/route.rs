@@ -29,11 +29,6 @@ pub fn route(
     parsed: &Parsed,
     flow: &Flow,
 ) -> Result<Way, Verdict> {
-    // A router forwards nothing whose TTL would reach 0 (RFC 1812, section
-    // 5.3.1; RFC 8200, section 3).
-    if parsed.ttl <= 1 {
-        return Err(Verdict::TtlExpired);
-    }
     let ingress = packet.ingress();
     let query = RouteQuery {
         flow,
