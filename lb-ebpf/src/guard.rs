@@ -3,21 +3,25 @@
 //! Asked once for each new connection and never for a known one: a packet that
 //! belongs to a flow was let in when the flow began.
 
+use lb_common::abi::TCP;
 use lb_common::flow::{opens, tcp_flag};
 use lb_common::{Address, Verdict};
 
 use crate::parse::Parsed;
 
-/// Lets a first packet in, or says why not. `flags` are the TCP flags, `None` for UDP.
+/// Lets a first packet in, or says why not. `flags` are the TCP flags; UDP has none.
 #[inline(always)]
-pub fn admit(parsed: &Parsed, flags: Option<u8>) -> Result<(), Verdict> {
+pub fn admit(parsed: &Parsed, flags: u8) -> Result<(), Verdict> {
     if !may_send(&parsed.key.src) {
-        return Err(Verdict::BadSource);
-    }
-    match flags {
-        Some(flags) if contradictory(flags) => Err(Verdict::BadFlags),
-        Some(flags) if !opens(flags) => Err(Verdict::NoFlow),
-        _ => Ok(()),
+        Err(Verdict::BadSource)
+    } else if parsed.key.protocol != u32::from(TCP) {
+        Ok(())
+    } else if contradictory(flags) {
+        Err(Verdict::BadFlags)
+    } else if !opens(flags) {
+        Err(Verdict::NoFlow)
+    } else {
+        Ok(())
     }
 }
 

@@ -23,8 +23,12 @@
 //! own (`inline(never)`): a stack of 512 bytes holds only few keys and flows at
 //! once, and the known path stays short.
 
+use lb_common::abi::backend::USED;
 use lb_common::abi::{Flow, FlowKey, Life, NOBODY, Party, Settings, TCP, forward, role};
-use lb_common::flow::{ANSWERED, deltas, ended, follow, opens, proves, tcp_flag, twin, twin_key};
+use lb_common::flow::{
+    ANSWERED, BACKEND_FIN, CLIENT_FIN, deltas, ended, follow, opens, proves, tcp_flag, twin,
+    twin_key,
+};
 use lb_common::{Be16, Verdict};
 
 use crate::guard;
@@ -71,10 +75,12 @@ impl Attribution {
 }
 
 /// What steering needs of the transport header.
+///
+/// All zero for UDP, rather than an `Option`: what a `None` leaves undefined the
+/// compiler may read all the same, and the verifier refuses that.
 #[derive(Clone, Copy)]
 struct Segment {
-    /// `None` for UDP.
-    flags: Option<u8>,
+    flags: u8,
     sequence: u32,
     acknowledged: u32,
 }
@@ -82,36 +88,32 @@ struct Segment {
 impl Segment {
     #[inline(always)]
     fn of(packet: &mut impl Packet, parsed: &Parsed) -> Result<Self, Verdict> {
-        if parsed.key.protocol != u32::from(TCP) {
-            return Ok(Self {
-                flags: None,
-                sequence: 0,
-                acknowledged: 0,
-            });
+        let mut segment = Self {
+            flags: 0,
+            sequence: 0,
+            acknowledged: 0,
+        };
+        if parsed.key.protocol == u32::from(TCP) {
+            let tcp = packet
+                .at::<Tcp>(parsed.transport)
+                .map_err(|_| Verdict::ShortTransport)?;
+            segment.flags = tcp.flags;
+            segment.sequence = u32::from_be_bytes(tcp.sequence);
+            segment.acknowledged = u32::from_be_bytes(tcp.acknowledged);
         }
-        let tcp = packet
-            .at::<Tcp>(parsed.transport)
-            .map_err(|_| Verdict::ShortTransport)?;
-        Ok(Self {
-            flags: Some(tcp.flags),
-            sequence: u32::from_be_bytes(tcp.sequence),
-            acknowledged: u32::from_be_bytes(tcp.acknowledged),
-        })
+        Ok(segment)
     }
 
     #[inline(always)]
-    fn state_after(&self, flow: &Flow) -> u32 {
-        match self.flags {
-            Some(flags) => follow(flow.life.state, flow.reply != 0, flags),
-            None => flow.life.state,
-        }
+    const fn state_after(&self, flow: &Flow) -> u32 {
+        follow(flow.life.state, flow.reply != 0, self.flags)
     }
 
     /// Whether this asks for a new connection where the old one has ended: a
     /// client that uses its port again.
     #[inline(always)]
-    fn reopens(&self, flow: &Flow) -> bool {
-        flow.reply == 0 && ended(flow.life.state) && self.flags.is_some_and(opens)
+    const fn reopens(&self, flow: &Flow) -> bool {
+        flow.reply == 0 && ended(flow.life.state) && opens(self.flags)
     }
 }
 
@@ -134,6 +136,7 @@ pub fn steer<'a>(
             return Ok(flow);
         }
         forget_both(tables, Stage::Established, key, flow);
+        *whose = Attribution::NOBODY;
     }
     let to = tables.party(&endpoint(key.dst, key.dst_port, key.protocol as u16));
     if let Some(service) = to.filter(|party| party.roles & role::SERVICE != 0) {
@@ -166,13 +169,21 @@ fn from_client<'a>(
     if let Some(flow) = tables.flow(Stage::Unfinished, key) {
         if !segment.reopens(flow) {
             whose.flow(flow);
-            let proved = match segment.flags {
-                Some(flags) => proves(&flow.life, flags, segment.acknowledged),
-                None => flow.life.state & ANSWERED != 0,
+            let proved = if key.protocol == u32::from(TCP) {
+                proves(&flow.life, segment.flags, segment.acknowledged)
+            } else {
+                flow.life.state & ANSWERED != 0
             };
-            if !(proved && promote(tables, key, flow)) {
-                live_on(tables, Stage::Unfinished, key, flow, &segment);
-            }
+            let moved = if proved {
+                promote(tables, key, flow)
+            } else {
+                None
+            };
+            let (stage, flow) = match moved {
+                Some(moved) => (Stage::Established, moved),
+                None => (Stage::Unfinished, flow),
+            };
+            live_on(tables, stage, key, flow, &segment);
             return Ok(flow);
         }
         forget_both(tables, Stage::Unfinished, key, flow);
@@ -198,9 +209,7 @@ fn from_backend<'a>(
     whose.flow(flow);
     parsed.sound(packet.length())?;
     let segment = Segment::of(packet, parsed)?;
-    let syn = segment
-        .flags
-        .is_some_and(|flags| flags & tcp_flag::SYN != 0);
+    let syn = segment.flags & tcp_flag::SYN != 0;
     let state = segment.state_after(flow) | ANSWERED;
     if syn || state != flow.life.state {
         let proof = if syn {
@@ -265,40 +274,49 @@ fn write_life(tables: &impl Tables, stage: Stage, key: &FlowKey, flow: &Flow, mu
     let other = twin_key(key, flow);
     match tables.flow(stage, &other) {
         Some(half) => {
-            // The backend's answer may have been noted since `flow` was read.
+            // The other side's packets may have been noted on another CPU since
+            // `flow` was read; what they said for good stays said.
+            life.state |= half.life.state & (ANSWERED | CLIENT_FIN | BACKEND_FIN);
             if half.life.state & ANSWERED != 0 {
-                life.state |= ANSWERED;
                 life.proof = half.life.proof;
             }
             tables.note(stage, &other, &life);
         }
         None => {
-            tables.claim(stage, &other, &twin(key, flow));
+            let half = Flow {
+                life,
+                ..twin(key, flow)
+            };
+            tables.claim(stage, &other, &half);
         }
     }
     tables.note(stage, key, &life);
 }
 
-/// Moves both halves to the large table; on failure neither moves.
+/// Moves both halves to the large table; on failure neither moves. The packet
+/// goes on with the flow as it stands there: the place that it left may be
+/// another's at once.
 #[inline(never)]
-fn promote(tables: &impl Tables, key: &FlowKey, flow: &Flow) -> bool {
+fn promote<'a>(tables: &'a impl Tables, key: &FlowKey, flow: &Flow) -> Option<&'a Flow> {
     let other = twin_key(key, flow);
     if !tables.keep(Stage::Established, &other, &twin(key, flow)) {
-        return false;
+        return None;
     }
     if !tables.keep(Stage::Established, key, flow) {
         tables.forget(Stage::Established, &other);
-        return false;
+        return None;
     }
     tables.forget(Stage::Unfinished, key);
     tables.forget(Stage::Unfinished, &other);
-    true
+    tables.flow(Stage::Established, key)
 }
 
 #[inline(never)]
 fn forget_both(tables: &impl Tables, stage: Stage, key: &FlowKey, flow: &Flow) {
+    // Read before the entry is given up: its place may be another's at once.
+    let other = twin_key(key, flow);
     tables.forget(stage, key);
-    tables.forget(stage, &twin_key(key, flow));
+    tables.forget(stage, &other);
 }
 
 /// How many ticks after its last packet a connection gives its key up.
@@ -324,7 +342,10 @@ fn begin(
         .next_backend(service.service)
         .ok_or(Verdict::NoBackend)?;
     whose.backend = number;
-    let backend = tables.backend(number).ok_or(Verdict::UnknownBackend)?;
+    let backend = tables
+        .backend(number)
+        .filter(|backend| backend.flags & USED != 0)
+        .ok_or(Verdict::UnknownBackend)?;
     let flow = &mut draft.forward;
     flow.src = key.src;
     flow.src_port = key.src_port;
@@ -391,12 +412,24 @@ fn claim_port(
             ended: seconds * settings.refresh_ticks,
             idle: settings.idle_ticks,
         };
-        if claim_reply(tables, key, draft, patience) {
+        if !listened(tables, key, draft) && claim_reply(tables, key, draft, patience) {
             return Ok(());
         }
         probe += 1;
     }
     Err(Verdict::PortsExhausted)
+}
+
+/// Whether a service of the address listens on the port itself: then answers
+/// to the port would be taken for packets from its clients.
+#[inline(always)]
+fn listened(tables: &impl Tables, key: &FlowKey, draft: &Draft) -> bool {
+    let source = endpoint(
+        draft.forward.src,
+        draft.forward.src_port,
+        key.protocol as u16,
+    );
+    tables.party(&source).is_some()
 }
 
 /// Takes the reply half's key for this connection, by entering it: whoever
