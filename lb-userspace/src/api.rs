@@ -171,7 +171,9 @@ async fn in_thread<T: Send + 'static>(
 /// The answer to a change of one backend.
 async fn changed(shared: &Shared, id: &TargetId, message: String) -> Answer<Changed> {
     info!("{message}");
-    let counts = count_flows(shared).await?;
+    // The change has been made: what cannot be counted now is no reason to say
+    // that it was not.
+    let counts = count_flows(shared).await.unwrap_or_default();
     let controller = shared.controller.lock().await;
     let (place, within) = controller.find(&id.service, &id.backend)?;
     let backend = view::backends(&controller, place, &counts)?.swap_remove(within);

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use lb_common::abi::{self, Traffic};
+use lb_common::abi::{self, Endpoint, Traffic};
 use log::{info, warn};
 
 use crate::address::{Added, Addresses, interface_for};
@@ -123,14 +123,7 @@ impl Controller {
     /// Brings the kernel's tables to this file with these overrides, and takes
     /// both over. If it does not fit, nothing changes.
     fn enforce(&mut self, config: Config, overrides: Overrides) -> Result<(), Refusal> {
-        self.checker.reconcile(self.targets(&config, &overrides));
-        let board = self.checker.status();
-        let up = |id: &TargetId, _: SocketAddr| {
-            board
-                .get(id)
-                .is_none_or(|status| !matches!(status.state, health::State::Down { .. }))
-        };
-        let desired = model::desired(&config, &overrides, up);
+        let desired = model::desired(&config, &overrides, self.health(&config));
         let sizes = self.dataplane.sizes();
         let capacity = Capacity {
             services: sizes.services,
@@ -149,6 +142,8 @@ impl Controller {
             self.dataplane.apply(&change)?;
             self.tables.apply(&change);
         }
+        let targets = self.targets(&config, &overrides);
+        self.checker.reconcile(targets);
         self.lingering = lingering;
         self.desired = desired;
         self.plan = plan.services;
@@ -160,17 +155,35 @@ impl Controller {
         Ok(())
     }
 
+    /// Whether new connections may go to a backend: what its checks say, before
+    /// the first of them what the tables say, and without either yes.
+    fn health(&self, config: &Config) -> impl Fn(&TargetId, &Endpoint, &Endpoint) -> bool + use<> {
+        let board = self.checker.status();
+        let known = self.known_health();
+        let unchecked: BTreeSet<String> = config
+            .services
+            .iter()
+            .filter(|service| service.check.kind == CheckKind::None)
+            .map(|service| service.name.clone())
+            .collect();
+        move |id, listen, backend| match board.get(id) {
+            _ if unchecked.contains(&id.service) => true,
+            Some(status) => !matches!(status.state, health::State::Down { .. }),
+            None => known.get(&(*listen, *backend)).copied().unwrap_or(true),
+        }
+    }
+
     /// What is to be checked. A backend that the tables already know goes on
     /// as up or down as it was.
     fn targets(&self, config: &Config, overrides: &Overrides) -> Vec<Target> {
-        let known: BTreeMap<(abi::Endpoint, abi::Endpoint), bool> = self.known_health();
+        let known = self.known_health();
         let mut targets = Vec::new();
         let checks: BTreeMap<&str, &config::Service> = config
             .services
             .iter()
             .map(|service| (service.name.as_str(), service))
             .collect();
-        for service in model::desired(config, overrides, |_, _| true) {
+        for service in model::desired(config, overrides, |_, _, _| true) {
             let Some(in_file) = checks.get(service.name.as_str()) else {
                 continue;
             };
@@ -203,8 +216,8 @@ impl Controller {
         targets
     }
 
-    fn known_health(&self) -> BTreeMap<(abi::Endpoint, abi::Endpoint), bool> {
-        let services: BTreeMap<u32, abi::Endpoint> = self
+    fn known_health(&self) -> BTreeMap<(Endpoint, Endpoint), bool> {
+        let services: BTreeMap<u32, Endpoint> = self
             .tables
             .parties
             .iter()
@@ -321,7 +334,7 @@ impl Controller {
                         .insert(interface.clone(), mode.name().to_owned());
                 }
                 None => {
-                    info!("took over {interface} from an earlier run; its link never went away")
+                    info!("took over {interface} from an earlier run; its link never went away");
                 }
             }
             self.attachments
@@ -517,10 +530,10 @@ impl Controller {
             address,
             weight,
         };
-        config::value::name("backend", &backend.name)
+        config::value::name("backend name", &backend.name)
             .and_then(|_| config::value::weight(i64::from(weight)))
             .and_then(|_| config::value::address("address", &address.to_string()))
-            .map_err(|fault| Refusal::Invalid(fault.to_string()))?;
+            .map_err(invalid)?;
         let mut service = self.config.services[place].clone();
         service.backends = self.desired[place]
             .backends
@@ -531,9 +544,7 @@ impl Controller {
                 weight: entry.weight,
             })
             .collect();
-        service
-            .admit(&backend)
-            .map_err(|fault| Refusal::Invalid(fault.to_string()))?;
+        service.admit(&backend).map_err(invalid)?;
         let in_file = self.config.services[place]
             .backends
             .iter()
@@ -596,6 +607,14 @@ impl Controller {
 
     fn save(&self) -> anyhow::Result<()> {
         state::save(&self.state_path, &self.state)
+    }
+}
+
+/// A fault with its help, in one line.
+fn invalid(fault: config::Fault) -> Refusal {
+    match fault.help() {
+        Some(help) => Refusal::Invalid(format!("{fault}: {help}")),
+        None => Refusal::Invalid(fault.to_string()),
     }
 }
 

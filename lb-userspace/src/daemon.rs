@@ -79,6 +79,7 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
     host::mount_pins(&node.pin_path)?;
     let _lock = dataplane::lock(&node.pin_path)?;
     refuse_second(&node.control).await?;
+    let listener = listen(&node.control)?;
 
     let mut undo = Undo::default();
     let (reports, verdicts) = mpsc::channel(REPORT_QUEUE);
@@ -87,10 +88,11 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
         Ok(controller) => controller,
         Err(error) => {
             undo.run(&node.pin_path).await;
+            let _ = fs::remove_file(&node.control);
             return Err(error);
         }
     };
-    let outcome = attend(options, controller, verdicts, &node.control, &undo).await;
+    let outcome = attend(options, controller, verdicts, listener, &undo).await;
     let _ = fs::remove_file(&node.control);
     outcome
 }
@@ -101,7 +103,7 @@ struct Undo {
     sysctls: Vec<forwarding::Changed>,
     addresses: Vec<(String, IpAddr)>,
     tables: bool,
-    control: Option<PathBuf>,
+    state: Option<PathBuf>,
     controller: Option<Arc<Mutex<Controller>>>,
 }
 
@@ -128,9 +130,9 @@ impl Undo {
                 pin_path.display()
             );
         }
-        if let Some(control) = &self.control {
-            let _ = fs::remove_file(control);
-            let _ = fs::remove_file(state::path(control));
+        if let Some(state) = &self.state {
+            // There is none if the start failed before it was written.
+            let _ = fs::remove_file(state);
         }
         if let Err(error) = forwarding::restore(&self.sysctls) {
             error!("{error}");
@@ -146,12 +148,6 @@ async fn start(
     undo: &mut Undo,
 ) -> anyhow::Result<Arc<Mutex<Controller>>> {
     let node = config.node.clone();
-    let control_folder = node
-        .control
-        .parent()
-        .context("node.control is not a file's path")?;
-    fs::create_dir_all(control_folder)
-        .with_context(|| format!("cannot make the folder {}", control_folder.display()))?;
     let kept = state::path(&node.control);
     let mut state = state::load(&kept)?;
     if options.fresh {
@@ -173,11 +169,9 @@ async fn start(
         backends: node.max_backends,
         flows: node.max_flows,
     };
+    undo.tables = !dataplane::adoptable(&node.pin_path);
+    undo.state = (!kept.exists()).then_some(kept);
     let opened = Dataplane::open(&node.pin_path, sizes, &settings()?, options.program_log)?;
-    undo.tables = !opened.adopted;
-    if !opened.adopted {
-        undo.control = Some(node.control.clone());
-    }
     for differs in &opened.other_sizes {
         warn!("{differs}");
     }
@@ -253,18 +247,28 @@ async fn refuse_second(control: &Path) -> anyhow::Result<()> {
     }
 }
 
+/// Makes the control socket. Until the daemon is ready, commands wait in it.
+fn listen(control: &Path) -> anyhow::Result<UnixListener> {
+    let folder = control
+        .parent()
+        .context("node.control is not a file's path")?;
+    fs::create_dir_all(folder)
+        .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    let listener = UnixListener::bind(control)
+        .with_context(|| format!("cannot listen on {}", control.display()))?;
+    fs::set_permissions(control, fs::Permissions::from_mode(0o660))
+        .with_context(|| format!("cannot set the mode of {}", control.display()))?;
+    Ok(listener)
+}
+
 /// Serves commands, health verdicts, signals and the clock.
 async fn attend(
     options: &Options,
     controller: Arc<Mutex<Controller>>,
     mut verdicts: mpsc::Receiver<Report>,
-    control: &Path,
+    listener: UnixListener,
     undo: &Undo,
 ) -> anyhow::Result<()> {
-    let listener = UnixListener::bind(control)
-        .with_context(|| format!("cannot listen on {}", control.display()))?;
-    fs::set_permissions(control, fs::Permissions::from_mode(0o660))
-        .with_context(|| format!("cannot set the mode of {}", control.display()))?;
     let shared = api::Shared {
         controller: Arc::clone(&controller),
         config: Arc::from(options.config.as_path()),
@@ -276,7 +280,10 @@ async fn attend(
     let mut hangup = signal(SignalKind::hangup())?;
     let mut second = interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    info!("ready; commands on {}", control.display());
+    info!(
+        "ready; commands on {}",
+        controller.lock().await.config.node.control.display()
+    );
     loop {
         let deadline = controller.lock().await.next_deadline();
         let due = async {

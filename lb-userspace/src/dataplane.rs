@@ -37,18 +37,18 @@ use crate::reconcile::{Change, Tables};
 /// The XDP program, built with this crate; needs no toolchain where it runs.
 pub static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf.o"));
 
-/// The maps that are pinned, by name.
-const PINNED: [&str; 10] = [
-    "ENDPOINTS",
-    "BACKENDS",
-    "SEQUENCES",
-    "FLOWS",
-    "UNFINISHED",
-    "DEVICES",
-    "VERDICTS",
-    "SERVICE_TRAFFIC",
-    "BACKEND_TRAFFIC",
-    "DROPS",
+/// The maps that are pinned: name, size of a key, size of a value.
+const PINNED: [(&str, usize, usize); 10] = [
+    ("ENDPOINTS", size_of::<Endpoint>(), size_of::<Party>()),
+    ("BACKENDS", 4, size_of::<Backend>()),
+    ("SEQUENCES", 4, 4),
+    ("FLOWS", size_of::<FlowKey>(), size_of::<Flow>()),
+    ("UNFINISHED", size_of::<FlowKey>(), size_of::<Flow>()),
+    ("DEVICES", 4, 8),
+    ("VERDICTS", 4, 8),
+    ("SERVICE_TRAFFIC", 4, size_of::<Traffic>()),
+    ("BACKEND_TRAFFIC", 4, size_of::<Traffic>()),
+    ("DROPS", size_of::<DropKey>(), 8),
 ];
 
 /// `BPF_F_INNER_MAP`: arrays of any length may stand in the map of maps.
@@ -107,6 +107,14 @@ fn lru_reserve() -> u32 {
     256 * u32::try_from(cpus).unwrap_or(u32::MAX / 256)
 }
 
+/// Whether there are tables of this version to adopt.
+pub fn adoptable(pin_path: &Path) -> bool {
+    pin_path
+        .join(format!("v{ABI_VERSION}"))
+        .join("FLOWS")
+        .exists()
+}
+
 /// Holds the pin folder for one daemon.
 pub struct Lock(#[expect(dead_code, reason = "held for its lock")] File);
 
@@ -146,9 +154,9 @@ pub fn discard(pin_path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(pin_path)? {
         let path = entry?.path();
         if path.is_dir() {
-            fs::remove_dir_all(&path)?
+            fs::remove_dir_all(&path)?;
         } else {
-            fs::remove_file(&path)?
+            fs::remove_file(&path)?;
         }
     }
     Ok(())
@@ -199,7 +207,7 @@ impl Dataplane {
         log_level: u8,
     ) -> anyhow::Result<Opened> {
         let folder = pin_path.join(format!("v{ABI_VERSION}"));
-        let adopted = folder.join("FLOWS").exists();
+        let adopted = adoptable(pin_path);
         if !adopted {
             refuse_other_versions(pin_path)?;
         }
@@ -211,7 +219,7 @@ impl Dataplane {
         fs::create_dir_all(&folder)
             .with_context(|| format!("cannot make the pin folder {}", folder.display()))?;
         let mut loader = EbpfLoader::new();
-        for name in PINNED {
+        for (name, _, _) in PINNED {
             loader.map_max_entries(name, actual.entries(name));
             loader.map_pin_path(name, folder.join(name));
         }
@@ -221,9 +229,7 @@ impl Dataplane {
             .override_global(aya_log::LEVEL, &log_level, false)
             .load(PROGRAM)
             .context("the kernel did not take the maps of the XDP program; too little memory for node.max_flows?")?;
-        program(&mut ebpf)?
-            .load()
-            .context("the kernel's verifier refused the XDP program; please report this with the kernel's version")?;
+        program(&mut ebpf)?.load().map_err(refused)?;
         let dataplane = Self {
             endpoints: typed(&mut ebpf, "ENDPOINTS", HashMap::try_from)?,
             backends: typed(&mut ebpf, "BACKENDS", Array::try_from)?,
@@ -652,43 +658,63 @@ fn refuse_other_versions(pin_path: &Path) -> anyhow::Result<()> {
 
 /// Compares the pinned maps with what this program wants; gives their sizes.
 fn adopt(folder: &Path, wanted: Sizes) -> anyhow::Result<(Sizes, Vec<String>)> {
-    let entries = |name: &str| -> anyhow::Result<u32> {
+    let mut entries = BTreeMap::new();
+    for (name, key, value) in PINNED {
         let info = MapInfo::from_pin(folder.join(name)).with_context(|| {
-            format!("{} is incomplete: {name} cannot be opened; start with --fresh to discard what is left", folder.display())
+            format!(
+                "the tables in {} are incomplete ({name} cannot be opened); start with --fresh to discard what is left, which ends all connections",
+                folder.display()
+            )
         })?;
-        Ok(info.max_entries())
-    };
+        if (info.key_size() as usize, info.value_size() as usize) != (key, value) {
+            bail!(
+                "the table {} has another form than this lb uses; start with --fresh to discard it and the others, which ends all connections",
+                folder.join(name).display()
+            );
+        }
+        entries.insert(name, info.max_entries());
+    }
     let mut differ = Vec::new();
-    let mut size = |map: &str, setting: &str, wanted: u32, actual: u32| {
+    let mut size = |setting: &str, wanted: u32, actual: u32| {
         if wanted != actual {
             differ.push(format!(
-                "node.{setting} = {wanted}, but the tables in use ({map}) hold {actual}: start with --fresh to change it, which ends all connections"
+                "node.{setting} = {wanted}, but the tables in use hold {actual}: start with --fresh to change it, which ends all connections"
             ));
         }
         actual
     };
-    let flows = entries("FLOWS")?;
+    let flows = entries["FLOWS"].saturating_sub(lru_reserve()) / 2;
     let actual = Sizes {
-        services: size(
-            "SEQUENCES",
-            "max_services",
-            wanted.services,
-            entries("SEQUENCES")?,
-        ),
-        backends: size(
-            "BACKENDS",
-            "max_backends",
-            wanted.backends,
-            entries("BACKENDS")?,
-        ),
-        flows: size(
-            "FLOWS",
-            "max_flows",
-            wanted.flows,
-            flows.saturating_sub(lru_reserve()) / 2,
-        ),
+        services: size("max_services", wanted.services, entries["SEQUENCES"]),
+        backends: size("max_backends", wanted.backends, entries["BACKENDS"]),
+        flows: size("max_flows", wanted.flows, flows),
     };
     Ok((actual, differ))
+}
+
+/// One sentence for the person who starts the daemon; the verifier's whole
+/// reasoning goes to the log.
+fn refused(error: ProgramError) -> anyhow::Error {
+    match error {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => {
+            log::debug!("the verifier's log:\n{verifier_log}");
+            let log = verifier_log.to_string();
+            let reason = log.lines().rev().find(|line| {
+                !line.is_empty()
+                    && !["verification time", "stack depth", "processed"]
+                        .iter()
+                        .any(|start| line.starts_with(start))
+            });
+            anyhow!(
+                "the kernel refused the XDP program ({io_error}: {}); please report this with the kernel's version and the log of RUST_LOG=debug",
+                reason.unwrap_or("no reason given")
+            )
+        }
+        other => anyhow::Error::new(other).context("the XDP program could not be loaded"),
+    }
 }
 
 fn zero(traffic: &mut PerCpuArray<MapData, [u64; 5]>, number: u32) -> anyhow::Result<()> {

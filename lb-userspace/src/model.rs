@@ -131,12 +131,12 @@ impl Backend {
     }
 }
 
-/// Merges the file, the changes made at run time, and health (`up`: whether
-/// new connections may go to a backend).
+/// Merges the file, the changes made at run time, and health (`up`: whether new
+/// connections of a service, by its endpoint, may go to a backend, by its own).
 pub fn desired(
     config: &Config,
     overrides: &Overrides,
-    up: impl Fn(&TargetId, SocketAddr) -> bool,
+    up: impl Fn(&TargetId, &Endpoint, &Endpoint) -> bool,
 ) -> Vec<Service> {
     config
         .services
@@ -148,9 +148,10 @@ pub fn desired(
 fn merge(
     service: &config::Service,
     overrides: &Overrides,
-    up: &impl Fn(&TargetId, SocketAddr) -> bool,
+    up: &impl Fn(&TargetId, &Endpoint, &Endpoint) -> bool,
 ) -> Service {
     let protocol = u16::from(service.protocol.number());
+    let listen = endpoint(service.listen, protocol);
     let none = BTreeMap::new();
     let changes = overrides.0.get(&service.name).unwrap_or(&none);
     let in_file = service
@@ -172,19 +173,20 @@ fn merge(
                 backend: name.clone(),
             };
             let weight = change.weight.or(configured).unwrap_or(1);
+            let at = endpoint(address, protocol);
             Some(Backend {
                 name: name.clone(),
-                endpoint: endpoint(address, protocol),
+                endpoint: at,
                 weight: if change.drained { 0 } else { weight },
                 configured,
                 drained: change.drained,
-                up: up(&id, address),
+                up: up(&id, &listen, &at),
             })
         })
         .collect();
     Service {
         name: service.name.clone(),
-        listen: endpoint(service.listen, protocol),
+        listen,
         forward: match service.forward {
             Forward::FullNat => forward::FULL_NAT,
             Forward::Nat => forward::NAT,

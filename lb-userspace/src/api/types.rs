@@ -108,7 +108,7 @@ pub struct Backend {
     pub weight: u16,
     /// The weight in the file; absent for a backend added at run time.
     pub configured_weight: Option<u16>,
-    /// Where the weight comes from: `file`, `override` or `drain`.
+    /// Where the weight comes from: `file`, `override`, `added` or `drain`.
     pub weight_source: String,
     /// The part of new connections it gets now, 0 to 1.
     pub share: f64,

@@ -1,5 +1,6 @@
 //! From the controller's values to the forms of the API.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::SystemTime;
@@ -154,10 +155,11 @@ pub(super) fn backends(
                 since_seconds,
                 weight: backend.weight,
                 configured_weight: backend.configured,
-                weight_source: match (backend.drained, overridden) {
-                    (true, _) => "drain",
-                    (false, true) => "override",
-                    (false, false) => "file",
+                weight_source: match (backend.drained, backend.configured, overridden) {
+                    (true, _, _) => "drain",
+                    (false, None, _) => "added",
+                    (false, Some(_), true) => "override",
+                    (false, Some(_), false) => "file",
                 }
                 .to_owned(),
                 share: if length == 0 {
@@ -269,7 +271,7 @@ pub(super) fn drops(controller: &Controller, all: bool) -> anyhow::Result<Vec<ty
                     packets: *packets,
                 })
                 .collect();
-            by.sort_by(|a, b| b.packets.cmp(&a.packets));
+            by.sort_by_key(|share| Reverse(share.packets));
             types::DropCount {
                 reason: verdict.name().to_owned(),
                 verdict: verdict.action().name().to_owned(),
@@ -279,7 +281,7 @@ pub(super) fn drops(controller: &Controller, all: bool) -> anyhow::Result<Vec<ty
             }
         });
     let mut listed: Vec<types::DropCount> = listed.collect();
-    listed.sort_by(|a, b| b.packets.cmp(&a.packets));
+    listed.sort_by_key(|count| Reverse(count.packets));
     Ok(listed)
 }
 
