@@ -114,7 +114,8 @@ impl Tables for KernelTables<'_> {
         }
         // SAFETY: the word is aligned to 8 bytes in the map, lives as long as
         // the program runs, and is only ever accessed atomically.
-        let turn = unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(cursor, 1) };
+        // Not relaxed: for that the compiler emits an addition that gives nothing back.
+        let turn = unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::AcqRel }>(cursor, 1) };
         let slot = words.get(sequence::FIRST + (turn % length) as u32)?;
         Some(*slot as u32)
     }
