@@ -1,0 +1,270 @@
+//! `lb run` on a host, as an operator handles it: by its file, its commands and
+//! its signals.
+
+use std::env;
+use std::fs::{self, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{Host, Net, socket};
+
+/// How long a start or an end may take; the verifier alone takes seconds on a
+/// busy machine.
+const BOUND: Duration = Duration::from_secs(60);
+
+/// The `lb` that is tested: `LB_BIN`, or the one built beside this test.
+pub fn lb_binary() -> PathBuf {
+    if let Some(path) = env::var_os("LB_BIN") {
+        return path.into();
+    }
+    let test = env::current_exe().expect("the kernel knows what this process runs");
+    // target/debug/deps/TEST, or target/debug/DEMO.
+    let beside = test
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join("lb"));
+    beside
+        .clone()
+        .find(|lb| lb.is_file())
+        .or_else(|| beside.last())
+        .expect("an executable is in a folder")
+}
+
+/// A balancer's daemon. Dropped, its process ends; in a test that fails its log
+/// is printed.
+pub struct Daemon {
+    host: Host,
+    /// Its configuration file.
+    pub config: PathBuf,
+    /// Its control socket.
+    pub control: PathBuf,
+    /// Its pins.
+    pub pins: PathBuf,
+    /// What it has logged, over all its runs.
+    pub log: PathBuf,
+    arguments: Vec<String>,
+    child: Option<Child>,
+}
+
+impl Daemon {
+    /// Starts the balancer of a network with these services (each a text of
+    /// `[[service]]`) and waits until it is ready.
+    pub fn start(net: &Net, services: &[String]) -> Result<Self> {
+        Self::start_with(net, services, &[])
+    }
+
+    /// The same with more arguments of `lb run`, such as `--detach-on-exit`.
+    pub fn start_with(net: &Net, services: &[String], arguments: &[&str]) -> Result<Self> {
+        let mut daemon = Self::prepare(net, "lb", &net.balancer, arguments);
+        let node = daemon.node(net.interfaces());
+        fs::write(&daemon.config, node + &services.concat())?;
+        daemon.restart()?;
+        Ok(daemon)
+    }
+
+    /// Starts one that passes everything, on the switch's ends of the
+    /// balancer's cables.
+    pub(super) fn start_passer(net: &Net) -> Result<Self> {
+        let mut daemon = Self::prepare(net, "sw", &net.switch, &[]);
+        let cables: Vec<String> = net
+            .interfaces()
+            .iter()
+            .map(|interface| socket(&net.balancer, interface))
+            .collect();
+        let names: Vec<&str> = cables.iter().map(String::as_str).collect();
+        fs::write(&daemon.config, daemon.node(&names))?;
+        daemon.restart()?;
+        Ok(daemon)
+    }
+
+    /// A daemon that is not started yet and whose file is not written yet.
+    pub fn prepare(net: &Net, name: &str, host: &Host, arguments: &[&str]) -> Self {
+        let file = |ending: &str| net.folder().join(format!("{name}.{ending}"));
+        Self {
+            host: host.clone(),
+            config: file("toml"),
+            control: file("sock"),
+            pins: net.pins(name),
+            log: file("log"),
+            arguments: arguments.iter().map(|&text| text.to_owned()).collect(),
+            child: None,
+        }
+    }
+
+    /// The `[node]` of its configuration.
+    pub fn node(&self, interfaces: &[&str]) -> String {
+        format!(
+            "[node]\nname = {:?}\ninterfaces = {interfaces:?}\npin_path = {:?}\ncontrol = {:?}\n\
+             max_flows = 65536\nmax_services = 64\nmax_backends = 1024\n\n",
+            self.host.name, self.pins, self.control
+        )
+    }
+
+    /// `lb run` as a command, for those who want to see it fail.
+    pub fn command(&self) -> Command {
+        let mut command = self.host.command(lb_binary());
+        command
+            .args(["run", "--config"])
+            .arg(&self.config)
+            .args(&self.arguments)
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Starts it (again) and waits until it is ready.
+    pub fn restart(&mut self) -> Result<()> {
+        ensure!(self.child.is_none(), "the daemon runs already");
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.log)
+            .with_context(|| format!("cannot open {}", self.log.display()))?;
+        let child = self
+            .command()
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("cannot run nsenter; it is in Debian's package util-linux")?;
+        self.child = Some(child);
+        self.wait_ready()
+    }
+
+    fn wait_ready(&mut self) -> Result<()> {
+        let deadline = Instant::now() + BOUND;
+        loop {
+            if self.lb(&["status", "--json"]).is_ok() {
+                return Ok(());
+            }
+            let child = self.child.as_mut().context("the daemon does not run")?;
+            if let Some(status) = child.try_wait()? {
+                self.child = None;
+                bail!("lb run ended ({status}); its log:\n{}", self.logged());
+            }
+            if Instant::now() > deadline {
+                bail!(
+                    "lb run was not ready after {BOUND:?}; its log:\n{}",
+                    self.logged()
+                );
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// A command to this daemon; gives what it printed, or its complaint.
+    pub fn lb(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.lb_output(arguments)?;
+        ensure!(
+            output.status.success(),
+            "lb {} failed ({}): {}",
+            arguments.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// A command to this daemon, whatever comes of it.
+    pub fn lb_output(&self, arguments: &[&str]) -> Result<Output> {
+        let lb = lb_binary();
+        Command::new(&lb)
+            .arg("--control")
+            .arg(&self.control)
+            .args(arguments)
+            .output()
+            .with_context(|| {
+                format!(
+                    "cannot run {}; build it by `cargo build -p lb-userspace`, or let LB_BIN name another",
+                    lb.display()
+                )
+            })
+    }
+
+    /// A command with `--json` to this daemon.
+    pub fn json(&self, arguments: &[&str]) -> Result<serde_json::Value> {
+        let text = self.lb(&[arguments, &["--json"]].concat())?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("lb {} printed no JSON: {text}", arguments.join(" ")))
+    }
+
+    /// What it has logged.
+    pub fn logged(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Kills it with no chance to do anything more.
+    pub fn kill9(&mut self) -> Result<()> {
+        let mut child = self.child.take().context("the daemon does not run")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// Asks it to end (SIGTERM) and waits until it has.
+    pub fn stop(&mut self) -> Result<ExitStatus> {
+        self.signal(Signal::TERM)?;
+        let mut child = self.child.take().context("the daemon does not run")?;
+        let deadline = Instant::now() + BOUND;
+        loop {
+            if let Some(status) = child.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                self.child = Some(child);
+                bail!("lb run did not end within {BOUND:?} of SIGTERM");
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let child = self.child.as_ref().context("the daemon does not run")?;
+        kill_process(Pid::from_child(child), signal).context("cannot signal the daemon")
+    }
+
+    /// The names below its pin folder, sorted; none if there is no folder.
+    pub fn pinned(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        let mut folders = vec![self.pins.clone()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+                let path = entry.path();
+                names.push(below(&self.pins, &path));
+                if path.is_dir() {
+                    folders.push(path);
+                }
+            }
+        }
+        names.sort();
+        names
+    }
+}
+
+fn below(folder: &Path, path: &Path) -> String {
+    let path = path.strip_prefix(folder).unwrap_or(path);
+    path.display().to_string()
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if thread::panicking() {
+            eprintln!("the log of lb on {}:\n{}", self.host.name, self.logged());
+        }
+    }
+}

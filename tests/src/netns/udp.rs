@@ -1,0 +1,79 @@
+//! Backends that answer datagrams with their name and the client they saw.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{Answer, Family, Host, http};
+
+/// How often an idle server looks whether it is to end.
+const GLANCE: Duration = Duration::from_millis(50);
+
+/// A server on a host, as a thread of this process.
+pub struct UdpEcho {
+    ended: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl UdpEcho {
+    /// Starts to listen on the host's address of the family.
+    pub fn start(host: &Host, family: Family, port: u16) -> Result<Self> {
+        let address = SocketAddr::new(host.address(family), port);
+        let socket = host
+            .enter(|| UdpSocket::bind(address))
+            .with_context(|| format!("{} cannot listen on {address}", host.name))?;
+        socket.set_read_timeout(Some(GLANCE))?;
+        let ended = Arc::new(AtomicBool::new(false));
+        let (name, end) = (host.name.clone(), Arc::clone(&ended));
+        let thread = thread::spawn(move || serve(&socket, &name, &end));
+        Ok(Self {
+            ended,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for UdpEcho {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn serve(socket: &UdpSocket, name: &str, ended: &AtomicBool) {
+    let mut datagram = [0; 2048];
+    while !ended.load(Ordering::Relaxed) {
+        // An error is either the glance's timeout or an ICMP message for an
+        // answer that came too late; neither ends the server.
+        if let Ok((length, peer)) = socket.recv_from(&mut datagram) {
+            let text = String::from_utf8_lossy(&datagram[..length]);
+            let _ = socket.send_to(format!("{name} {peer} {text}").as_bytes(), peer);
+        }
+    }
+}
+
+/// Asks `text` from a connected socket of the calling thread's host; the answer
+/// must carry it.
+pub fn ask_udp(socket: &UdpSocket, text: &str) -> Result<Answer> {
+    socket.set_read_timeout(Some(http::PATIENCE))?;
+    socket.send(text.as_bytes())?;
+    let mut datagram = [0; 2048];
+    let length = socket.recv(&mut datagram).context("no answer came")?;
+    let answer = String::from_utf8_lossy(&datagram[..length]);
+    let words: Vec<&str> = answer.splitn(3, ' ').collect();
+    ensure!(
+        words.len() == 3 && words[2] == text,
+        "asked {text:?}, but {answer:?} came back"
+    );
+    Ok(Answer {
+        backend: words[0].into(),
+        client: words[1].parse()?,
+        received: None,
+    })
+}
