@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -17,6 +17,7 @@ use crate::address::{Added, Addresses, interface_for};
 use crate::config::{self, CheckKind, Config, Node};
 use crate::dataplane::{Dataplane, Flows};
 use crate::health::{self, Checker, Target, TargetId};
+use crate::host::forwarding::{self, Changed, SYSCTLS};
 use crate::model::{self, Overrides, Service};
 use crate::reconcile::{self, Capacity, Lingering, ServicePlan, Tables};
 use crate::state::{self, State};
@@ -278,7 +279,7 @@ impl Controller {
 
     /// Takes over a new file. A file that is not valid, or does not fit,
     /// changes nothing. Gives what changed, a sentence each.
-    pub async fn reload(&mut self, path: &std::path::Path) -> Result<Vec<String>, Refusal> {
+    pub async fn reload(&mut self, path: &Path) -> Result<Vec<String>, Refusal> {
         let mut config =
             config::load(path).map_err(|errors| Refusal::Invalid(errors.to_string()))?;
         let mut changes = Vec::new();
@@ -299,6 +300,8 @@ impl Controller {
                 orphan.service, orphan.backend
             ));
         }
+        let sysctls = prepare_host(&config)?;
+        self.state.sysctls.extend(sysctls);
         self.enforce(config, overrides)?;
         self.attach_all()?;
         self.take_addresses().await?;
@@ -608,6 +611,20 @@ impl Controller {
     fn save(&self) -> anyhow::Result<()> {
         state::save(&self.state_path, &self.state)
     }
+}
+
+/// Makes the host's settings that forwarding needs, and tells of each; gives
+/// what it changed.
+pub fn prepare_host(config: &Config) -> anyhow::Result<Vec<Changed>> {
+    let ipv6 = config
+        .services
+        .iter()
+        .any(|service| service.listen.is_ipv6());
+    let changed = forwarding::prepare(Path::new(SYSCTLS), &config.node.interfaces, ipv6)?;
+    for setting in &changed {
+        info!("{setting}");
+    }
+    Ok(changed)
 }
 
 /// A fault with its help, in one line.

@@ -28,7 +28,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use crate::address::Addresses;
 use crate::api;
 use crate::config::{self, Config};
-use crate::controller::Controller;
+use crate::controller::{self, Controller};
 use crate::dataplane::{self, Dataplane, Sizes};
 use crate::health::{Checker, Report};
 use crate::host::{self, forwarding};
@@ -92,7 +92,7 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
             return Err(error);
         }
     };
-    let outcome = attend(options, controller, verdicts, listener, &undo).await;
+    let outcome = attend(options, controller, verdicts, listener).await;
     let _ = fs::remove_file(&node.control);
     outcome
 }
@@ -156,14 +156,8 @@ async fn start(
         })?;
         warn!("discarded the tables of earlier runs: their connections end here");
     }
-    let ipv6 = config
-        .services
-        .iter()
-        .any(|service| service.listen.is_ipv6());
-    undo.sysctls = forwarding::prepare(Path::new(forwarding::SYSCTLS), &node.interfaces, ipv6)?;
-    for changed in &undo.sysctls {
-        info!("{changed}");
-    }
+    undo.sysctls = controller::prepare_host(&config)?;
+    state.sysctls.extend(undo.sysctls.clone());
     let sizes = Sizes {
         services: node.max_services,
         backends: node.max_backends,
@@ -267,7 +261,6 @@ async fn attend(
     controller: Arc<Mutex<Controller>>,
     mut verdicts: mpsc::Receiver<Report>,
     listener: UnixListener,
-    undo: &Undo,
 ) -> anyhow::Result<()> {
     let shared = api::Shared {
         controller: Arc::clone(&controller),
@@ -307,7 +300,7 @@ async fn attend(
     }
     server.abort();
     if options.detach_on_exit {
-        detach(&mut *controller.lock().await, undo).await
+        detach(&mut *controller.lock().await).await
     } else {
         info!("stopping; forwarding goes on without the daemon");
         Ok(())
@@ -323,7 +316,7 @@ async fn reload(controller: &Mutex<Controller>, config: &Path) {
 }
 
 /// Takes everything away again.
-async fn detach(controller: &mut Controller, undo: &Undo) -> anyhow::Result<()> {
+async fn detach(controller: &mut Controller) -> anyhow::Result<()> {
     controller.dataplane.detach_others(&[])?;
     controller.release_addresses().await?;
     let pin_path = &controller.config.node.pin_path;
@@ -331,7 +324,7 @@ async fn detach(controller: &mut Controller, undo: &Undo) -> anyhow::Result<()> 
         .with_context(|| format!("cannot remove the pins below {}", pin_path.display()))?;
     let _ = fs::remove_dir(pin_path);
     let _ = fs::remove_file(&controller.state_path);
-    forwarding::restore(&undo.sysctls)?;
+    forwarding::restore(&controller.state.sysctls)?;
     info!("detached; this host balances no longer");
     Ok(())
 }

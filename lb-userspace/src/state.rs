@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
+use crate::host::forwarding::Changed;
 use crate::model::Overrides;
 
 /// No state is anywhere near as large; what is larger is not ours.
@@ -26,6 +27,9 @@ pub struct State {
     pub overrides: Overrides,
     /// How the program is attached to each interface: `native` or `generic`.
     pub xdp_modes: BTreeMap<String, String>,
+    /// The host's settings that were changed, to be put back with
+    /// `--detach-on-exit`, also by a later daemon.
+    pub sysctls: Vec<Changed>,
 }
 
 /// Where the state of the daemon with this control socket is kept.

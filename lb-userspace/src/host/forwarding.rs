@@ -32,13 +32,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Where the kernel shows its settings.
 pub const SYSCTLS: &str = "/proc/sys";
 
 /// A setting that was changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Changed {
     /// Its file.
     pub path: PathBuf,
