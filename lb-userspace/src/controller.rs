@@ -5,7 +5,7 @@
 //! apply. A change that does not fit is refused before anything is written.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,11 @@ use crate::model::{self, Overrides, Service};
 use crate::reconcile::{self, Capacity, Lingering, ServicePlan, Tables};
 use crate::state::{self, State};
 use crate::{host, schedule};
+
+mod commands;
+mod differences;
+
+use differences::differences;
 
 /// What a command was refused for.
 #[derive(Debug, thiserror::Error)]
@@ -490,108 +495,6 @@ impl Controller {
             })
     }
 
-    /// Changes the overrides and enforces them; refused, nothing changes.
-    fn change(&mut self, change: impl FnOnce(&mut Overrides)) -> Result<(), Refusal> {
-        let mut overrides = self.state.overrides.clone();
-        change(&mut overrides);
-        overrides.prune(&self.config);
-        self.enforce(self.config.clone(), overrides)
-    }
-
-    /// Sets a weight for new connections; also ends a drain.
-    pub fn set_weight(&mut self, id: &TargetId, weight: u16) -> Result<(), Refusal> {
-        if weight > config::value::MAX_WEIGHT {
-            return Err(Refusal::Invalid(format!(
-                "weight {weight} is out of range: 0 to {}, where 0 drains",
-                config::value::MAX_WEIGHT
-            )));
-        }
-        self.find(&id.service, &id.backend)?;
-        self.change(|overrides| {
-            let entry = overrides.entry(id);
-            entry.weight = Some(weight);
-            entry.drained = false;
-        })
-    }
-
-    /// Stops (or allows again) new connections to a backend, keeping its weight.
-    pub fn set_drained(&mut self, id: &TargetId, drained: bool) -> Result<(), Refusal> {
-        self.find(&id.service, &id.backend)?;
-        self.change(|overrides| overrides.entry(id).drained = drained)
-    }
-
-    /// Adds a backend to a service.
-    pub fn add_backend(
-        &mut self,
-        id: &TargetId,
-        address: SocketAddr,
-        weight: u16,
-    ) -> Result<(), Refusal> {
-        let place = self.find_service(&id.service)?;
-        let backend = config::Backend {
-            name: id.backend.clone(),
-            address,
-            weight,
-        };
-        config::value::name("backend name", &backend.name)
-            .and_then(|_| config::value::weight(i64::from(weight)))
-            .and_then(|_| config::value::address("address", &address.to_string()))
-            .map_err(invalid)?;
-        let mut service = self.config.services[place].clone();
-        service.backends = self.desired[place]
-            .backends
-            .iter()
-            .map(|entry| config::Backend {
-                name: entry.name.clone(),
-                address: entry.endpoint.address.socket(entry.endpoint.port),
-                weight: entry.weight,
-            })
-            .collect();
-        service.admit(&backend).map_err(invalid)?;
-        let in_file = self.config.services[place]
-            .backends
-            .iter()
-            .find(|b| b.name == id.backend);
-        if let Some(in_file) = in_file.filter(|in_file| in_file.address != address) {
-            return Err(Refusal::Invalid(format!(
-                "backend {} is in the file as {} and was taken out; put it back with that address, or choose another name",
-                id.backend, in_file.address
-            )));
-        }
-        let in_file = in_file.is_some();
-        self.change(|overrides| {
-            let entry = overrides.entry(id);
-            *entry = model::Override {
-                weight: Some(weight),
-                added: (!in_file).then_some(address),
-                ..model::Override::default()
-            };
-        })
-    }
-
-    /// Takes a backend out: no new connections; those that exist go on.
-    pub fn remove_backend(&mut self, id: &TargetId) -> Result<(), Refusal> {
-        let (place, within) = self.find(&id.service, &id.backend)?;
-        let in_file = self.desired[place].backends[within].configured.is_some();
-        self.change(|overrides| {
-            if in_file {
-                *overrides.entry(id) = model::Override {
-                    removed: true,
-                    ..model::Override::default()
-                };
-            } else if let Some(backends) = overrides.0.get_mut(&id.service) {
-                backends.remove(&id.backend);
-            }
-        })
-    }
-
-    /// Goes back to what the file says.
-    pub fn clear_overrides(&mut self) -> Result<usize, Refusal> {
-        let count = self.state.overrides.len();
-        self.enforce(self.config.clone(), Overrides::default())?;
-        Ok(count)
-    }
-
     /// How many slots each backend of a service has in the sequence in force.
     pub fn slots(&self, place: usize) -> (usize, BTreeMap<u32, usize>) {
         let weights: Vec<(u32, u16)> = self.plan[place]
@@ -627,14 +530,6 @@ pub fn prepare_host(config: &Config) -> anyhow::Result<Vec<Changed>> {
     Ok(changed)
 }
 
-/// A fault with its help, in one line.
-fn invalid(fault: config::Fault) -> Refusal {
-    match fault.help() {
-        Some(help) => Refusal::Invalid(format!("{fault}: {help}")),
-        None => Refusal::Invalid(fault.to_string()),
-    }
-}
-
 /// Settings of the node that a running daemon does not change: puts the old
 /// ones in, and gives their names.
 fn keep_node(new: &mut Node, old: &Node) -> Vec<&'static str> {
@@ -657,51 +552,6 @@ fn keep_node(new: &mut Node, old: &Node) -> Vec<&'static str> {
     compare("max_backends", new.max_backends == old.max_backends);
     *new = kept;
     differ
-}
-
-/// What is different between two desired states, a sentence each.
-fn differences(before: &[Service], after: &[Service]) -> Vec<String> {
-    let old: BTreeMap<&str, &Service> = before.iter().map(|s| (s.name.as_str(), s)).collect();
-    let new: BTreeMap<&str, &Service> = after.iter().map(|s| (s.name.as_str(), s)).collect();
-    let mut changes = Vec::new();
-    for name in old.keys().filter(|name| !new.contains_key(*name)) {
-        changes.push(format!("service {name} is gone"));
-    }
-    for (name, service) in new {
-        match old.get(name) {
-            None => changes.push(format!("service {name} is new")),
-            Some(was) if *was == service => {}
-            Some(was) => changes.extend(backend_differences(was, service)),
-        }
-    }
-    changes
-}
-
-fn backend_differences(before: &Service, after: &Service) -> Vec<String> {
-    let name = &after.name;
-    let mut changes = Vec::new();
-    if before.listen != after.listen || before.forward != after.forward {
-        changes.push(format!("service {name} listens or forwards differently"));
-    }
-    for backend in &after.backends {
-        match before.backends.iter().find(|was| was.name == backend.name) {
-            None => changes.push(format!("{name}/{} is new", backend.name)),
-            Some(was) if was.endpoint != backend.endpoint => {
-                changes.push(format!("{name}/{} has another address", backend.name));
-            }
-            Some(was) if was.weight != backend.weight => changes.push(format!(
-                "{name}/{} has weight {} (was {})",
-                backend.name, backend.weight, was.weight
-            )),
-            Some(_) => {}
-        }
-    }
-    for backend in &before.backends {
-        if !after.backends.iter().any(|is| is.name == backend.name) {
-            changes.push(format!("{name}/{} is gone", backend.name));
-        }
-    }
-    changes
 }
 
 fn list(names: &[&str]) -> String {

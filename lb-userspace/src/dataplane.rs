@@ -1,5 +1,6 @@
 //! The kernel's side of the controller: the program, its maps and its links.
-//! The only file that names aya.
+//! It and the files below it are the only ones that name aya: [`links`] attaches,
+//! [`pins`] keeps the folder, [`counts`] reads what was counted.
 //!
 //! Everything is pinned below `node.pin_path`: the maps in a folder named for
 //! the version of the ABI (`v1`), the links beside it (`link-eth0`). So
@@ -9,30 +10,35 @@
 //! link in one step, so that no packet passes between two programs.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io;
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, anyhow};
 use aya::maps::{
-    Array, ArrayOfMaps, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray, PerCpuHashMap,
+    Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap,
     xdp::DevMapHash,
 };
-use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::xdp::{XdpLink, XdpMode as AyaMode};
+use aya::programs::links::FdLink;
 use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
-use bytemuck::{bytes_of, pod_read_unaligned};
+use bytemuck::pod_read_unaligned;
 use lb_common::abi::{
     ABI_VERSION, Backend, DropKey, Endpoint, Flow, FlowKey, Party, Settings, Traffic, backend,
     sequence,
 };
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 
-use crate::config::XdpMode;
 use crate::reconcile::{Change, Tables};
+
+mod counts;
+mod links;
+mod pins;
+
+pub use counts::Flows;
+pub use links::Mode;
+pub use pins::{Lock, adoptable, discard, lock, probe};
+
+use pins::{adopt, refuse_other_versions};
 
 /// The XDP program, built with this crate; needs no toolchain where it runs.
 pub static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf.o"));
@@ -105,61 +111,6 @@ impl Sizes {
 fn lru_reserve() -> u32 {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     256 * u32::try_from(cpus).unwrap_or(u32::MAX / 256)
-}
-
-/// Whether there are tables of this version to adopt.
-pub fn adoptable(pin_path: &Path) -> bool {
-    pin_path
-        .join(format!("v{ABI_VERSION}"))
-        .join("FLOWS")
-        .exists()
-}
-
-/// Holds the pin folder for one daemon.
-pub struct Lock(#[expect(dead_code, reason = "held for its lock")] File);
-
-/// Takes the pin folder for this process, making it if need be.
-pub fn lock(pin_path: &Path) -> anyhow::Result<Lock> {
-    fs::create_dir_all(pin_path).with_context(|| {
-        format!(
-            "cannot make the pin folder {}; is a BPF file system mounted there?",
-            pin_path.display()
-        )
-    })?;
-    let folder = File::open(pin_path)
-        .with_context(|| format!("cannot open the pin folder {}", pin_path.display()))?;
-    match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Lock(folder)),
-        Err(Errno::WOULDBLOCK) => bail!(
-            "another lb daemon already runs with the pin folder {}; stop it first, or give this one its own node.pin_path, node.control and interfaces",
-            pin_path.display()
-        ),
-        Err(error) => {
-            Err(error).with_context(|| format!("cannot lock the pin folder {}", pin_path.display()))
-        }
-    }
-}
-
-/// Whether the kernel lets this process use BPF at all.
-pub fn probe() -> io::Result<()> {
-    match Array::<_, u32>::create(1, 0) {
-        Ok(_) => Ok(()),
-        Err(MapError::CreateError { io_error, .. }) => Err(io_error),
-        Err(error) => Err(io::Error::other(error)),
-    }
-}
-
-/// Removes pinned maps and links, and with them all flows.
-pub fn discard(pin_path: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(pin_path)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            fs::remove_dir_all(&path)?;
-        } else {
-            fs::remove_file(&path)?;
-        }
-    }
-    Ok(())
 }
 
 /// The loaded program and its maps.
@@ -390,235 +341,6 @@ impl Dataplane {
             .set(service, &words, 0)
             .context("cannot exchange a sequence")
     }
-
-    /// Attaches the program to an interface: into the link that is pinned for
-    /// it, or by a new one. Gives the mode of a new link, `None` for one adopted.
-    pub fn attach(
-        &mut self,
-        interface: &str,
-        index: u32,
-        mode: XdpMode,
-    ) -> anyhow::Result<Option<Mode>> {
-        let pin = self.link_pin(interface);
-        let (link, made) = match self.exchange(&pin)? {
-            Some(link) => (link, None),
-            None => {
-                let (link, mode) = self.new_link(interface, index, mode)?;
-                let pinned = link
-                    .pin(&pin)
-                    .with_context(|| format!("cannot pin the link of {interface}"))?;
-                (FdLink::from(pinned), Some(mode))
-            }
-        };
-        self.links.insert(
-            interface.to_owned(),
-            Attached {
-                index,
-                link,
-                fresh: made.is_some(),
-            },
-        );
-        self.devices
-            .insert(index, index, None, 0)
-            .with_context(|| format!("cannot allow redirects to {interface}"))?;
-        Ok(made)
-    }
-
-    /// Puts this program into a pinned link; `None` when there is none, or its
-    /// interface has gone.
-    fn exchange(&mut self, pin: &Path) -> anyhow::Result<Option<FdLink>> {
-        if !pin.exists() {
-            return Ok(None);
-        }
-        let link = PinnedLink::from_pin(pin)
-            .with_context(|| format!("cannot open the pinned link {}", pin.display()))?;
-        let link = XdpLink::try_from(FdLink::from(link))
-            .with_context(|| format!("{} is not a link of an XDP program", pin.display()))?;
-        let xdp = program(&mut self.ebpf)?;
-        match xdp.attach_to_link(link) {
-            Ok(id) => Ok(Some(FdLink::try_from(xdp.take_link(id)?)?)),
-            Err(ProgramError::SyscallError(error))
-                if Errno::from_io_error(&error.io_error) == Some(Errno::NOLINK) =>
-            {
-                fs::remove_file(pin)
-                    .with_context(|| format!("cannot remove the dead link {}", pin.display()))?;
-                Ok(None)
-            }
-            Err(error) => Err(error)
-                .with_context(|| format!("cannot exchange the program of {}", pin.display())),
-        }
-    }
-
-    fn new_link(
-        &mut self,
-        interface: &str,
-        index: u32,
-        mode: XdpMode,
-    ) -> anyhow::Result<(FdLink, Mode)> {
-        let native = match mode {
-            XdpMode::Generic => None,
-            XdpMode::Native | XdpMode::Auto => Some(self.try_attach(index, AyaMode::Driver)),
-        };
-        let refused = match native {
-            Some(Ok(link)) => return Ok((link, Mode::Native)),
-            Some(Err(error)) if mode == XdpMode::Native || busy(&error) => {
-                return Err(explain(interface, "native", &error));
-            }
-            Some(Err(error)) => Some(error),
-            None => None,
-        };
-        match self.try_attach(index, AyaMode::Skb) {
-            Ok(link) => {
-                if let Some(error) = refused {
-                    log::warn!(
-                        "{interface}: its driver refused native XDP ({error}); attached in generic mode, which is several times slower"
-                    );
-                }
-                Ok((link, Mode::Generic))
-            }
-            Err(error) => Err(explain(interface, "generic", &error)),
-        }
-    }
-
-    fn try_attach(&mut self, index: u32, mode: AyaMode) -> io::Result<FdLink> {
-        let xdp = program(&mut self.ebpf).map_err(io::Error::other)?;
-        let id = xdp
-            .attach_to_if_index(index, mode)
-            .map_err(|error| match error {
-                ProgramError::SyscallError(error) => error.io_error,
-                other => io::Error::other(other),
-            })?;
-        let link = xdp.take_link(id).map_err(io::Error::other)?;
-        FdLink::try_from(link).map_err(io::Error::other)
-    }
-
-    fn link_pin(&self, interface: &str) -> PathBuf {
-        self.pin_path.join(format!("link-{interface}"))
-    }
-
-    /// Detaches from interfaces that are attached or pinned but not in `keep`.
-    pub fn detach_others(&mut self, keep: &[String]) -> anyhow::Result<Vec<String>> {
-        let mut detached = Vec::new();
-        for entry in fs::read_dir(&self.pin_path)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let Some(interface) = name.to_str().and_then(|name| name.strip_prefix("link-")) else {
-                continue;
-            };
-            if keep.iter().any(|kept| kept == interface) {
-                continue;
-            }
-            if let Some(attached) = self.links.remove(interface) {
-                // Absent from the table is as good as removed.
-                let _ = self.devices.remove(attached.index);
-            }
-            fs::remove_file(entry.path())
-                .with_context(|| format!("cannot remove the link of {interface}"))?;
-            detached.push(interface.to_owned());
-        }
-        Ok(detached)
-    }
-
-    /// Takes away the links that this process made: a start that failed leaves
-    /// interfaces as it found them.
-    pub fn detach_fresh(&mut self) {
-        for (interface, _) in self.links.iter().filter(|(_, attached)| attached.fresh) {
-            let pin = self.pin_path.join(format!("link-{interface}"));
-            if let Err(error) = fs::remove_file(&pin) {
-                log::error!("cannot remove {}: {error}", pin.display());
-            }
-        }
-        self.links.clear();
-    }
-
-    /// What was counted for a service.
-    pub fn service_traffic(&self, service: u32) -> anyhow::Result<Traffic> {
-        sum(&self.service_traffic, service)
-    }
-
-    /// What was counted for a backend.
-    pub fn backend_traffic(&self, backend: u32) -> anyhow::Result<Traffic> {
-        sum(&self.backend_traffic, backend)
-    }
-
-    /// Packets by verdict number.
-    pub fn verdicts(&self) -> anyhow::Result<Vec<u64>> {
-        (0..lb_common::verdict::VERDICT_SLOTS)
-            .map(|verdict| {
-                let counts = self
-                    .verdicts
-                    .get(&verdict, 0)
-                    .context("cannot read the verdicts")?;
-                Ok(counts.iter().sum())
-            })
-            .collect()
-    }
-
-    /// Drops by service, backend and verdict.
-    pub fn drops(&self) -> anyhow::Result<Vec<(DropKey, u64)>> {
-        self.drops
-            .iter()
-            .map(|entry| {
-                let (key, counts) = entry.context("cannot read the table of drops")?;
-                Ok((pod_read_unaligned(&key), counts.iter().sum()))
-            })
-            .collect()
-    }
-
-    /// A reader of the flow tables, for a thread of its own.
-    pub fn flows(&self) -> anyhow::Result<Flows> {
-        let folder = self.pin_path.join(format!("v{ABI_VERSION}"));
-        let open = |name: &str| -> anyhow::Result<HashMap<MapData, [u8; 40], [u8; 64]>> {
-            let data = MapData::from_pin(folder.join(name)).context("cannot open a flow table")?;
-            HashMap::try_from(Map::LruHashMap(data)).context("a flow table is of another form")
-        };
-        Ok(Flows {
-            established: open("FLOWS")?,
-            unfinished: open("UNFINISHED")?,
-        })
-    }
-}
-
-/// How the program is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// By the driver.
-    Native,
-    /// By the kernel's network stack, after it made a socket buffer.
-    Generic,
-}
-
-impl Mode {
-    /// The word for it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Native => "native",
-            Self::Generic => "generic",
-        }
-    }
-}
-
-/// The flow tables, to be read while the data path writes them.
-pub struct Flows {
-    established: HashMap<MapData, [u8; 40], [u8; 64]>,
-    unfinished: HashMap<MapData, [u8; 40], [u8; 64]>,
-}
-
-impl Flows {
-    /// Every forward half; the flag says whether it is established. An entry
-    /// that goes while the table is read is left out.
-    pub fn forward(&self) -> impl Iterator<Item = (FlowKey, Flow, bool)> + '_ {
-        let tables = [(&self.established, true), (&self.unfinished, false)];
-        tables.into_iter().flat_map(|(table, established)| {
-            table
-                .iter()
-                .filter_map(Result::ok)
-                .filter_map(move |(key, flow)| {
-                    let flow: Flow = pod_read_unaligned(&flow);
-                    (flow.reply == 0).then(|| (pod_read_unaligned(&key), flow, established))
-                })
-        })
-    }
 }
 
 fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
@@ -640,56 +362,6 @@ where
         .take_map(name)
         .ok_or_else(|| anyhow!("the program has no map {name}"))?;
     make(map).with_context(|| format!("the map {name} is of another form"))
-}
-
-fn refuse_other_versions(pin_path: &Path) -> anyhow::Result<()> {
-    for entry in fs::read_dir(pin_path)? {
-        let name = entry?.file_name();
-        let version = name.to_str().and_then(|name| name.strip_prefix('v'));
-        if let Some(version) = version.filter(|version| version.parse::<u32>().is_ok()) {
-            bail!(
-                "{} holds the tables of another version of lb (ABI {version}; this one has {ABI_VERSION}), whose flows cannot be adopted; start with --fresh to discard them, which ends their connections",
-                pin_path.display()
-            );
-        }
-    }
-    Ok(())
-}
-
-/// Compares the pinned maps with what this program wants; gives their sizes.
-fn adopt(folder: &Path, wanted: Sizes) -> anyhow::Result<(Sizes, Vec<String>)> {
-    let mut entries = BTreeMap::new();
-    for (name, key, value) in PINNED {
-        let info = MapInfo::from_pin(folder.join(name)).with_context(|| {
-            format!(
-                "the tables in {} are incomplete ({name} cannot be opened); start with --fresh to discard what is left, which ends all connections",
-                folder.display()
-            )
-        })?;
-        if (info.key_size() as usize, info.value_size() as usize) != (key, value) {
-            bail!(
-                "the table {} has another form than this lb uses; start with --fresh to discard it and the others, which ends all connections",
-                folder.join(name).display()
-            );
-        }
-        entries.insert(name, info.max_entries());
-    }
-    let mut differ = Vec::new();
-    let mut size = |setting: &str, wanted: u32, actual: u32| {
-        if wanted != actual {
-            differ.push(format!(
-                "node.{setting} = {wanted}, but the tables in use hold {actual}: start with --fresh to change it, which ends all connections"
-            ));
-        }
-        actual
-    };
-    let flows = entries["FLOWS"].saturating_sub(lru_reserve()) / 2;
-    let actual = Sizes {
-        services: size("max_services", wanted.services, entries["SEQUENCES"]),
-        backends: size("max_backends", wanted.backends, entries["BACKENDS"]),
-        flows: size("max_flows", wanted.flows, flows),
-    };
-    Ok((actual, differ))
 }
 
 /// One sentence for the person who starts the daemon; the verifier's whole
@@ -726,29 +398,4 @@ fn zero(traffic: &mut PerCpuArray<MapData, [u64; 5]>, number: u32) -> anyhow::Re
     traffic
         .set(number, zeros, 0)
         .context("cannot reset counters")
-}
-
-fn sum(traffic: &PerCpuArray<MapData, [u64; 5]>, number: u32) -> anyhow::Result<Traffic> {
-    let values = traffic.get(&number, 0).context("cannot read counters")?;
-    let mut total = [0u64; 5];
-    for value in values.iter() {
-        for (total, count) in total.iter_mut().zip(value) {
-            *total += count;
-        }
-    }
-    Ok(pod_read_unaligned(bytes_of(&total)))
-}
-
-fn busy(error: &io::Error) -> bool {
-    Errno::from_io_error(error) == Some(Errno::BUSY)
-}
-
-fn explain(interface: &str, mode: &str, error: &io::Error) -> anyhow::Error {
-    if busy(error) {
-        anyhow!(
-            "{interface} already has an XDP program (another lb with its own pin folder, or another tool); detach it first: `bpftool net` shows it"
-        )
-    } else {
-        anyhow!("cannot attach to {interface} in {mode} mode: {error}")
-    }
 }

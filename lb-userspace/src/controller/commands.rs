@@ -1,0 +1,120 @@
+//! What people change at run time: each command is a change of the overrides.
+
+use std::net::SocketAddr;
+
+use super::{Controller, Refusal};
+use crate::config;
+use crate::health::TargetId;
+use crate::model::{self, Overrides};
+
+impl Controller {
+    /// Changes the overrides and enforces them; refused, nothing changes.
+    fn change(&mut self, change: impl FnOnce(&mut Overrides)) -> Result<(), Refusal> {
+        let mut overrides = self.state.overrides.clone();
+        change(&mut overrides);
+        overrides.prune(&self.config);
+        self.enforce(self.config.clone(), overrides)
+    }
+
+    /// Sets a weight for new connections; also ends a drain.
+    pub fn set_weight(&mut self, id: &TargetId, weight: u16) -> Result<(), Refusal> {
+        if weight > config::value::MAX_WEIGHT {
+            return Err(Refusal::Invalid(format!(
+                "weight {weight} is out of range: 0 to {}, where 0 drains",
+                config::value::MAX_WEIGHT
+            )));
+        }
+        self.find(&id.service, &id.backend)?;
+        self.change(|overrides| {
+            let entry = overrides.entry(id);
+            entry.weight = Some(weight);
+            entry.drained = false;
+        })
+    }
+
+    /// Stops (or allows again) new connections to a backend, keeping its weight.
+    pub fn set_drained(&mut self, id: &TargetId, drained: bool) -> Result<(), Refusal> {
+        self.find(&id.service, &id.backend)?;
+        self.change(|overrides| overrides.entry(id).drained = drained)
+    }
+
+    /// Adds a backend to a service.
+    pub fn add_backend(
+        &mut self,
+        id: &TargetId,
+        address: SocketAddr,
+        weight: u16,
+    ) -> Result<(), Refusal> {
+        let place = self.find_service(&id.service)?;
+        let backend = config::Backend {
+            name: id.backend.clone(),
+            address,
+            weight,
+        };
+        config::value::name("backend name", &backend.name)
+            .and_then(|_| config::value::weight(i64::from(weight)))
+            .and_then(|_| config::value::address("address", &address.to_string()))
+            .map_err(invalid)?;
+        let mut service = self.config.services[place].clone();
+        service.backends = self.desired[place]
+            .backends
+            .iter()
+            .map(|entry| config::Backend {
+                name: entry.name.clone(),
+                address: entry.endpoint.address.socket(entry.endpoint.port),
+                weight: entry.weight,
+            })
+            .collect();
+        service.admit(&backend).map_err(invalid)?;
+        let in_file = self.config.services[place]
+            .backends
+            .iter()
+            .find(|b| b.name == id.backend);
+        if let Some(in_file) = in_file.filter(|in_file| in_file.address != address) {
+            return Err(Refusal::Invalid(format!(
+                "backend {} is in the file as {} and was taken out; put it back with that address, or choose another name",
+                id.backend, in_file.address
+            )));
+        }
+        let in_file = in_file.is_some();
+        self.change(|overrides| {
+            let entry = overrides.entry(id);
+            *entry = model::Override {
+                weight: Some(weight),
+                added: (!in_file).then_some(address),
+                ..model::Override::default()
+            };
+        })
+    }
+
+    /// Takes a backend out: no new connections; those that exist go on.
+    pub fn remove_backend(&mut self, id: &TargetId) -> Result<(), Refusal> {
+        let (place, within) = self.find(&id.service, &id.backend)?;
+        let in_file = self.desired[place].backends[within].configured.is_some();
+        self.change(|overrides| {
+            if in_file {
+                *overrides.entry(id) = model::Override {
+                    removed: true,
+                    ..model::Override::default()
+                };
+            } else if let Some(backends) = overrides.0.get_mut(&id.service) {
+                backends.remove(&id.backend);
+            }
+        })
+    }
+
+    /// Goes back to what the file says.
+    pub fn clear_overrides(&mut self) -> Result<usize, Refusal> {
+        let count = self.state.overrides.len();
+        self.enforce(self.config.clone(), Overrides::default())?;
+        Ok(count)
+    }
+}
+
+/// A fault with its help, in one line.
+fn invalid(fault: config::Fault) -> Refusal {
+    match fault.help() {
+        Some(help) => Refusal::Invalid(format!("{fault}: {help}")),
+        None => Refusal::Invalid(fault.to_string()),
+    }
+}
