@@ -30,14 +30,10 @@ use lb_common::verdict::{VERDICT_SLOTS, Verdict};
 use lb_ebpf::Stage;
 
 use crate::network;
-use crate::world::{Outcome, ROOM, Side, State, World};
+use crate::world::{Outcome, ROOM, Service, Side, State, World};
 
 /// The shortest frame that `BPF_PROG_TEST_RUN` takes: an Ethernet header.
 pub const SHORTEST: usize = 14;
-
-/// The longest frame that `BPF_PROG_TEST_RUN` takes here: a page less the
-/// kernel's own room.
-pub const LONGEST: usize = 3_000;
 
 /// Entries of each flow table: far more than any test makes, because the
 /// kernel begins to evict before a table is quite full.
@@ -165,8 +161,10 @@ struct Load {
     endpoints: HashMap<MapData, EndpointBytes, PartyBytes>,
     backends: Array<MapData, BackendBytes>,
     sequences: ArrayOfMaps<MapData, Array<MapData, u64>>,
-    /// The sequences as handed over, to read their cursors.
-    handed_over: Vec<Array<MapData, u64>>,
+    /// The sequences as handed over, with their slots.
+    handed_over: Vec<(Vec<u32>, Array<MapData, u64>)>,
+    /// How many of them are the current world's.
+    turning: usize,
     established: Flows,
     unfinished: Flows,
     verdicts: PerCpuArray<MapData, u64>,
@@ -211,6 +209,7 @@ impl Load {
             backends: take(&mut program, "BACKENDS")?,
             sequences: take(&mut program, "SEQUENCES")?,
             handed_over: Vec::new(),
+            turning: 0,
             established: take(&mut program, "FLOWS")?,
             unfinished: take(&mut program, "UNFINISHED")?,
             verdicts: take(&mut program, "VERDICTS")?,
@@ -261,17 +260,32 @@ impl Load {
             self.backends
                 .set(member.number, cast::<_, BackendBytes>(member.entry()), 0)?;
         }
-        self.handed_over.clear();
+        self.turning = world.services.len();
         for service in &world.services {
-            let length = service.sequence.len() as u32;
-            let mut words = Array::create(sequence::FIRST + length, BPF_F_INNER_MAP)?;
-            words.set(sequence::LENGTH, u64::from(length), 0)?;
-            for (slot, backend) in service.sequence.iter().enumerate() {
-                words.set(sequence::FIRST + slot as u32, u64::from(*backend), 0)?;
-            }
-            self.sequences.set(service.number, &words, 0)?;
-            self.handed_over.push(words);
+            self.hand_over(service)?;
         }
+        Ok(())
+    }
+
+    /// Puts the service's sequence in place, from its beginning. One that
+    /// stands there already is only wound back: the kernel waits for all its
+    /// CPUs whenever a map in a map is exchanged.
+    fn hand_over(&mut self, service: &Service) -> Result<()> {
+        let place = service.number as usize;
+        let known = self.handed_over.get_mut(place);
+        if let Some((_, words)) = known.filter(|(slots, _)| *slots == service.sequence) {
+            words.set(sequence::CURSOR, 0, 0)?;
+            return Ok(());
+        }
+        let length = service.sequence.len() as u32;
+        let mut words = Array::create(sequence::FIRST + length, BPF_F_INNER_MAP)?;
+        words.set(sequence::LENGTH, u64::from(length), 0)?;
+        for (slot, backend) in service.sequence.iter().enumerate() {
+            words.set(sequence::FIRST + slot as u32, u64::from(*backend), 0)?;
+        }
+        self.sequences.set(service.number, &words, 0)?;
+        self.handed_over.truncate(place);
+        self.handed_over.push((service.sequence.clone(), words));
         Ok(())
     }
 
@@ -312,7 +326,8 @@ impl Load {
             backends: traffic(&self.backend_traffic)?,
             ..State::default()
         };
-        for (service, words) in self.handed_over.iter().enumerate() {
+        let turning = self.handed_over.iter().take(self.turning);
+        for (service, (_, words)) in turning.enumerate() {
             state
                 .turns
                 .insert(service as u32, words.get(&sequence::CURSOR, 0)?);

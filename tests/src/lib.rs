@@ -1,6 +1,8 @@
 //! What the tests share.
 
 pub mod cases;
+pub mod checksum;
+pub mod damage;
 pub mod frame;
 pub mod host;
 pub mod kernel;

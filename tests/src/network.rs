@@ -124,8 +124,8 @@ pub fn hop(ingress: u32, destination: IpAddr, length: u16) -> Result<Hop, Verdic
     {
         return Err(Verdict::NoRoute);
     }
-    let (device, last) = if BEHIND_LAN.iter().any(|prefix| covers(prefix, destination)) {
-        (&LAN, 254)
+    let (device, host) = if BEHIND_LAN.iter().any(|prefix| covers(prefix, destination)) {
+        (&LAN, Host::Known(254))
     } else {
         let on_link = DEVICES.iter().find(|device| {
             device
@@ -135,20 +135,15 @@ pub fn hop(ingress: u32, destination: IpAddr, length: u16) -> Result<Hop, Verdic
         });
         // Without a route the kernel's answer is that of a local destination:
         // "not forwarded".
-        (
-            *on_link.ok_or(Verdict::LocalDestination)?,
-            last_byte(destination),
-        )
+        let device = *on_link.ok_or(Verdict::LocalDestination)?;
+        (device, Host::of(destination))
     };
-    if last == 1 {
-        return Err(Verdict::LocalDestination);
-    }
-    if length > device.mtu {
-        return Err(Verdict::TooBig);
-    }
-    if !KNOWN.contains(&last) {
-        return Err(Verdict::NeighbourPending);
-    }
+    let last = match host {
+        Host::Here => return Err(Verdict::LocalDestination),
+        _ if length > device.mtu => return Err(Verdict::TooBig),
+        Host::Unknown => return Err(Verdict::NeighbourPending),
+        Host::Known(last) => last,
+    };
     let [src_link, dst_link] = device.to(last);
     Ok(Hop {
         egress: device.index,
@@ -157,15 +152,34 @@ pub fn hop(ingress: u32, destination: IpAddr, length: u16) -> Result<Hop, Verdic
     })
 }
 
-/// The last byte by which hosts are told apart here; in an IPv6 address it is
-/// written as if it were decimal (`::11` is host 11), for the eye.
-fn last_byte(address: IpAddr) -> u8 {
-    match address {
-        IpAddr::V4(address) => address.octets()[3],
-        IpAddr::V6(address) => match address.octets()[15] {
-            0xfe => 254,
-            byte => (byte >> 4) * 10 + (byte & 15),
-        },
+/// Who has an address on a link.
+enum Host {
+    /// The balancer, or everybody (IPv4's broadcast), or every router (IPv6's
+    /// anycast, RFC 4291, section 2.6.1): not forwarded.
+    Here,
+    /// A host whose link address is known.
+    Known(u8),
+    /// A host whose link address is not.
+    Unknown,
+}
+
+impl Host {
+    fn of(address: IpAddr) -> Self {
+        let number = match address {
+            IpAddr::V4(address) => address.octets()[3],
+            IpAddr::V6(address) => match address.octets() {
+                [.., 0, 0, 0, 0, 0, 0, 0, 0] => 255,
+                [.., 0, 0, 0, 0, 0, 0, 0, 0xfe] => 254,
+                // Host 11 is `::11`, for the eye.
+                [.., 0, 0, 0, 0, 0, 0, 0, byte] if byte < 0x99 => (byte >> 4) * 10 + (byte & 15),
+                _ => 0,
+            },
+        };
+        match number {
+            1 | 255 => Self::Here,
+            number if KNOWN.contains(&number) => Self::Known(number),
+            _ => Self::Unknown,
+        }
     }
 }
 

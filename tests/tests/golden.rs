@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context as _, Result, ensure};
 use lb_common::Verdict;
 use tests::cases::{Case, Step, all};
-use tests::frame::checksums;
+use tests::checksum::checksums_hold;
 use tests::host::Host;
 use tests::kernel::{Kernel, SHORTEST, in_namespace};
 use tests::world::{Side, State};
@@ -73,7 +73,7 @@ fn what_a_case_sends_has_good_checksums() {
                 | Verdict::LocalDestination
         );
         assert!(
-            !sent || checksums(&leaves).hold(),
+            !sent || checksums_hold(&leaves),
             "{verdict:?} {leaves:02x?}"
         );
     }
