@@ -78,6 +78,17 @@ pub fn key(protocol: u8, from: &str, to: &str) -> FlowKey {
     }
 }
 
+/// A frame with these two ends: one of a flow that stands in a table.
+pub fn along(key: &FlowKey) -> Frame {
+    let from = key.src.socket(key.src_port).to_string();
+    let to = key.dst.socket(key.dst_port).to_string();
+    if key.protocol == u32::from(TCP) {
+        tcp(&from, &to)
+    } else {
+        udp(&from, &to)
+    }
+}
+
 impl Frame {
     fn new(protocol: u8, from: &str, to: &str) -> Self {
         Self {
