@@ -6,6 +6,7 @@
 
 mod build;
 mod ci;
+mod demo;
 mod docs;
 mod report;
 mod setup;
@@ -38,6 +39,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Set up, build, and show the balancer at work on real connections (as root)
+    Demo,
     /// Formatting, lints with warnings denied, and whether the documentation is current
     Lint,
     /// What continuous integration runs: `lint`, then `test`
@@ -55,6 +58,11 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(),
         Task::Build => build::run(),
         Task::Test { arguments } => test::run(&arguments),
+        // Its exit status is the demonstration's.
+        Task::Demo => match demo::run() {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Task::Lint => ci::lint(),
         Task::Ci => ci::run(),
         Task::Docs { check } => docs::run(check),

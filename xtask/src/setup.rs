@@ -52,7 +52,7 @@ pub(crate) fn build_tools() -> Result<Outcome> {
 
 /// Everything, in silence if it is there already: for the tasks that need it.
 pub(crate) fn ensure() -> Result<()> {
-    shell::require_root("running the tests")?;
+    shell::require_root("running the tests or the demonstration")?;
     build_tools()?;
     bpffs::mount()?;
     packages::install()?;

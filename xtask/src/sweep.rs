@@ -7,7 +7,7 @@
 //! away. A name without a process is swept away at once.
 
 use std::{
-    collections::BTreeSet, fs, os::unix::fs::MetadataExt as _, path::Path, process::Command,
+    collections::BTreeSet, env, fs, os::unix::fs::MetadataExt as _, path::Path, process::Command,
 };
 
 use anyhow::{Context as _, Result};
@@ -21,7 +21,7 @@ const NAMESPACES: &str = "/run/netns";
 const PINS: &str = "/sys/fs/bpf";
 
 /// Removes what belongs to processes that are gone: their namespaces, with
-/// every process still in one, and their pins.
+/// every process still in one, their pins, and their temporary files.
 pub(crate) fn leftovers() -> Result<()> {
     for name in orphans(Path::new(NAMESPACES)) {
         report::step(
@@ -31,11 +31,20 @@ pub(crate) fn leftovers() -> Result<()> {
         end_processes_in(&name)?;
         shell::run_quietly(Command::new("ip").args(["netns", "delete", &name]))?;
     }
-    for name in orphans(Path::new(PINS)) {
-        let path = Path::new(PINS).join(name);
+    let temporary = env::temp_dir();
+    for (folder, what) in [(Path::new(PINS), "pins in"), (&temporary, "files in")] {
+        remove_orphans(folder, what)?;
+    }
+    Ok(())
+}
+
+/// Removes the folders and files of processes that are gone.
+fn remove_orphans(folder: &Path, what: &str) -> Result<()> {
+    for name in orphans(folder) {
+        let path = folder.join(name);
         report::step(
             "sweeping",
-            &format!("pins in {} of a test that did not end well", path.display()),
+            &format!("{what} {} of a test that did not end well", path.display()),
         );
         let removed = if path.is_dir() {
             fs::remove_dir_all(&path)

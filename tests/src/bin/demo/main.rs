@@ -1,0 +1,90 @@
+//! `cargo xtask demo`: the load balancer at work, on real connections.
+//!
+//! A client, the balancer and three backends, each in a network namespace of
+//! its own; the backends run nginx. The demonstration does to the balancer what
+//! operators do and what happens to them, while clients use it, prints what it
+//! sees, and ends with a table of the promises and whether each held. The exit
+//! status is 0 if all did.
+//!
+//! Nothing is left behind: after success, a failure or Ctrl-C, [`world::World`]
+//! takes everything with it when it is dropped.
+
+mod acts;
+mod kept;
+mod load;
+mod nginx;
+mod promises;
+mod screen;
+mod shares;
+mod stop;
+mod world;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::{
+    screen::{Screen, Tone},
+    stop::{Cause, Stop},
+    world::World,
+};
+
+/// As shells count: 128 and the number of SIGINT.
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    let screen = Screen::new();
+    let stop = Stop::default();
+    let outcome = stop.watch().and_then(|()| show(&screen, &stop));
+    let left = world::leftovers();
+    if !left.is_empty() {
+        screen.failed(format!("this was left behind: {}", left.join(", ")));
+    }
+    // What failed because of Ctrl-C is not worth a word of its own.
+    match (outcome, stop.cause()) {
+        (_, Some(Cause::Signal(signal))) => {
+            screen.failed(format!(
+                "{}; everything is taken away",
+                Cause::Signal(signal)
+            ));
+            ExitCode::from(INTERRUPTED)
+        }
+        (_, Some(cause @ Cause::TooLong)) => {
+            screen.failed(cause);
+            ExitCode::FAILURE
+        }
+        (Err(error), None) => {
+            screen.failed(format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+        (Ok(true), None) if left.is_empty() => ExitCode::SUCCESS,
+        (Ok(_), None) => ExitCode::FAILURE,
+    }
+}
+
+/// The whole demonstration; gives whether every promise held.
+fn show(screen: &Screen, stop: &Stop) -> Result<bool> {
+    screen.title("Fulcrum: a layer-4 load balancer on real connections");
+    screen.part(1, "A client, the balancer and three web servers");
+    let mut world = World::build(screen, stop)?;
+    screen.part(2, "New connections are divided exactly by weight");
+    acts::weights(&mut world)?;
+    screen.part(3, "Weights are changed while clients use the service");
+    acts::change(&mut world)?;
+    screen.part(4, "A backend dies, and comes back");
+    acts::outage(&mut world)?;
+    screen.part(5, "The daemon is killed under load, and started again");
+    acts::restart(&mut world)?;
+    screen.part(6, "What was promised, and what was seen");
+    world.promises.show(screen);
+    let broken = world.promises.broken();
+    screen.see("taking everything away");
+    drop(world);
+    if broken == 0 {
+        screen.see(&screen.tone(Tone::Good, "every promise held"));
+    } else {
+        let text = world::counted(broken, "promise", "promises");
+        screen.see(&screen.tone(Tone::Bad, &format!("{text} did not hold")));
+    }
+    Ok(broken == 0)
+}
