@@ -88,7 +88,7 @@ verdicts! {
     10 NeighbourPending "neighbour_pending" Pass
         "Translated and given to the host's stack, because the next hop's link address is not known yet: the stack resolves it and sends the packet on. A few after a start are normal; many mean that the next hop does not answer ARP or neighbour discovery."
     11 LocalDestination "local_destination" Pass
-        "Translated and given to the host's stack, because the destination is this host itself."
+        "Translated and given to the host's stack, because the destination is this host itself, or because the routing table says nothing about it (the kernel does not tell the two apart): see `ip route get`."
     12 LengthMismatch "length_mismatch" Drop
         "The IP length is longer than the frame or shorter than its own headers: damaged or forged."
     13 ShortTransport "short_transport" Drop
@@ -112,7 +112,7 @@ verdicts! {
     22 FlowTableFull "flow_table_full" Drop
         "The flow table refused the entry: raise node.max_flows."
     23 NoRoute "no_route" Drop
-        "The host's routing table has no way to the destination (or a blackhole, prohibit or unreachable route): see `ip route get`."
+        "The host's routing table forbids the way to the destination (a blackhole, prohibit or unreachable route): see `ip route get`."
     24 TooBig "too_big" Drop
         "Larger than the MTU on the way out: make the MTUs equal, or lower the sender's MSS."
     25 EgressNotAttached "egress_not_attached" Drop
