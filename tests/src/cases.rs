@@ -125,7 +125,7 @@ impl Case {
     }
 
     /// The client's frame of a connection goes to the backend.
-    fn from_client(self, talk: &Talk, frame: impl FnOnce(Frame) -> Frame) -> Self {
+    fn client_sends(self, talk: &Talk, frame: impl FnOnce(Frame) -> Frame) -> Self {
         let frame = frame(talk.asks());
         let verdict = talk.way(Verdict::ForwardTx, Verdict::ForwardRedirect);
         let leaves = frame.clone().between(&talk.source, talk.backend);
@@ -134,7 +134,7 @@ impl Case {
     }
 
     /// The backend's frame of a connection goes to the client.
-    fn from_backend(self, talk: &Talk, frame: impl FnOnce(Frame) -> Frame) -> Self {
+    fn backend_sends(self, talk: &Talk, frame: impl FnOnce(Frame) -> Frame) -> Self {
         let frame = frame(talk.answers());
         let verdict = talk.way(Verdict::ReplyTx, Verdict::ReplyRedirect);
         let leaves = frame.clone().between(talk.service, &talk.client);
@@ -145,13 +145,13 @@ impl Case {
     /// SYN, SYN-ACK, ACK; for UDP a question, an answer, a second question.
     fn handshake(self, talk: &Talk) -> Self {
         if talk.protocol == TCP {
-            self.from_client(talk, Frame::syn)
-                .from_backend(talk, |frame| frame.syn_ack(0x0102_0305).seq(ISN))
-                .from_client(talk, |frame| frame.ack(ISN + 1))
+            self.client_sends(talk, Frame::syn)
+                .backend_sends(talk, |frame| frame.syn_ack(0x0102_0305).seq(ISN))
+                .client_sends(talk, |frame| frame.ack(ISN + 1))
         } else {
-            self.from_client(talk, |frame| frame.payload(b"what?"))
-                .from_backend(talk, |frame| frame.payload(b"this"))
-                .from_client(talk, |frame| frame.payload(b"and that?"))
+            self.client_sends(talk, |frame| frame.payload(b"what?"))
+                .backend_sends(talk, |frame| frame.payload(b"this"))
+                .client_sends(talk, |frame| frame.payload(b"and that?"))
         }
     }
 }

@@ -65,10 +65,10 @@ fn whole(cast: &Cast, protocol: u8, mode: u8, one_arm: bool) -> Case {
             forward.is_some_and(|flow| flow.reply == 0 && flow.backend == 0)
                 && reply.is_some_and(|flow| flow.reply == 1 && flow.src == keys.0.dst)
         })
-        .from_client(&talk, |frame| {
+        .client_sends(&talk, |frame| {
             frame.with(tcp_flag::ACK).payload(b"GET / HTTP/1.1\r\n\r\n")
         })
-        .from_backend(&talk, |frame| {
+        .backend_sends(&talk, |frame| {
             frame.with(tcp_flag::ACK).payload(b"HTTP/1.1 200 OK\r\n")
         })
         .then_flows(2, 0)
@@ -86,7 +86,7 @@ fn shares(cast: &Cast) -> Case {
     let begin = |case: Case, turn: usize| {
         let backend = order[turn % order.len()] as usize;
         let talk = cast.talk(TCP, forward::NAT, 51_000 + turn as u16, backend);
-        case.from_client(&talk, Frame::syn)
+        case.client_sends(&talk, Frame::syn)
     };
     (0..2 * order.len())
         .fold(Case::new(says, world), begin)
@@ -111,9 +111,9 @@ fn forward_half_lost(cast: &Cast) -> Case {
     Case::new(says, cast.world(TCP, forward::FULL_NAT).with(RESTLESS))
         .handshake(&talk)
         .loses(Stage::Established, talk.forward_key())
-        .from_backend(&talk, |frame| frame.ack(0x0102_0305).payload(b"hello"))
+        .backend_sends(&talk, |frame| frame.ack(0x0102_0305).payload(b"hello"))
         .then_flows(2, 0)
-        .from_client(&talk, |frame| frame.ack(ISN + 6))
+        .client_sends(&talk, |frame| frame.ack(ISN + 6))
         .then_turns(1)
 }
 
@@ -127,8 +127,8 @@ fn reply_half_lost(cast: &Cast) -> Case {
         .handshake(&talk)
         .loses(Stage::Established, talk.reply_key())
         .leaves_alone(&LAN, &talk.answers().ack(0x0102_0305), Verdict::OrphanReply)
-        .from_client(&talk, |frame| frame.ack(ISN + 1).payload(b"anyone?"))
-        .from_backend(&talk, |frame| frame.ack(0x0102_030c))
+        .client_sends(&talk, |frame| frame.ack(ISN + 1).payload(b"anyone?"))
+        .backend_sends(&talk, |frame| frame.ack(0x0102_030c))
         .then_flows(2, 0)
 }
 
@@ -142,7 +142,7 @@ fn lost_half_learns() -> Case {
     )
     .handshake(&talk)
     .loses(Stage::Established, talk.reply_key())
-    .from_client(&talk, Frame::fin)
+    .client_sends(&talk, Frame::fin)
     .then("both know of the FIN", move |state| {
         let knows = |key| {
             state
@@ -152,8 +152,8 @@ fn lost_half_learns() -> Case {
         };
         knows(&keys.0) == Some(CLIENT_FIN) && knows(&keys.1) == Some(CLIENT_FIN)
     })
-    .from_backend(&talk, Frame::fin)
-    .from_client(&again, Frame::syn)
+    .backend_sends(&talk, Frame::fin)
+    .client_sends(&again, Frame::syn)
     .then_turns(2)
 }
 
@@ -163,13 +163,13 @@ fn wrong_proofs() -> Case {
         "an ACK of anything but the backend's SYN proves nothing, but is forwarded",
         V4.world(TCP, forward::FULL_NAT),
     )
-    .from_client(&talk, Frame::syn)
-    .from_backend(&talk, |frame| frame.syn_ack(0x0102_0305).seq(ISN))
-    .from_client(&talk, |frame| frame.ack(ISN))
-    .from_client(&talk, |frame| frame.ack(ISN + 1 + 65_536))
-    .from_client(&talk, |frame| frame.ack(ISN.wrapping_add(0x8000_0000)))
+    .client_sends(&talk, Frame::syn)
+    .backend_sends(&talk, |frame| frame.syn_ack(0x0102_0305).seq(ISN))
+    .client_sends(&talk, |frame| frame.ack(ISN))
+    .client_sends(&talk, |frame| frame.ack(ISN + 1 + 65_536))
+    .client_sends(&talk, |frame| frame.ack(ISN.wrapping_add(0x8000_0000)))
     .then_flows(0, 2)
-    .from_client(&talk, |frame| frame.ack(ISN + 1))
+    .client_sends(&talk, |frame| frame.ack(ISN + 1))
     .then_flows(2, 0)
 }
 
@@ -179,9 +179,9 @@ fn late_proof() -> Case {
         "a first ACK that was lost is made good by one of the backend's data",
         V6.world(TCP, forward::NAT),
     )
-    .from_client(&talk, Frame::syn)
-    .from_backend(&talk, |frame| frame.syn_ack(0x0102_0305).seq(ISN))
-    .from_client(&talk, |frame| frame.ack(ISN + 65_536))
+    .client_sends(&talk, Frame::syn)
+    .backend_sends(&talk, |frame| frame.syn_ack(0x0102_0305).seq(ISN))
+    .client_sends(&talk, |frame| frame.ack(ISN + 65_536))
     .then_flows(2, 0)
 }
 
@@ -191,8 +191,8 @@ fn acknowledged_unheard() -> Case {
         "an ACK of 0 before the backend has answered proves nothing",
         V4.world(TCP, forward::NAT),
     )
-    .from_client(&talk, Frame::syn)
-    .from_client(&talk, |frame| frame.ack(0))
+    .client_sends(&talk, Frame::syn)
+    .client_sends(&talk, |frame| frame.ack(0))
     .then_flows(0, 2)
 }
 
@@ -202,9 +202,9 @@ fn unanswered_udp() -> Case {
         "UDP that nobody answers stays with its backend and among the unfinished",
         V4.world(UDP, forward::FULL_NAT),
     )
-    .from_client(&talk, |frame| frame.payload(b"1"))
-    .from_client(&talk, |frame| frame.payload(b"2"))
-    .from_client(&talk, |frame| frame.payload(b"3"))
+    .client_sends(&talk, |frame| frame.payload(b"1"))
+    .client_sends(&talk, |frame| frame.payload(b"2"))
+    .client_sends(&talk, |frame| frame.payload(b"3"))
     .then_flows(0, 2)
     .then_turns(1)
 }
@@ -215,12 +215,12 @@ fn retransmitted() -> Case {
         "a SYN that is sent again goes to the same backend and takes no turn",
         V6.world(TCP, forward::FULL_NAT),
     )
-    .from_client(&talk, Frame::syn)
-    .from_client(&talk, Frame::syn)
-    .from_backend(&talk, |frame| frame.syn_ack(0x0102_0305).seq(ISN))
-    .from_client(&talk, Frame::syn)
-    .from_backend(&talk, |frame| frame.syn_ack(0x0102_0305).seq(ISN))
-    .from_client(&talk, |frame| frame.ack(ISN + 1))
+    .client_sends(&talk, Frame::syn)
+    .client_sends(&talk, Frame::syn)
+    .backend_sends(&talk, |frame| frame.syn_ack(0x0102_0305).seq(ISN))
+    .client_sends(&talk, Frame::syn)
+    .backend_sends(&talk, |frame| frame.syn_ack(0x0102_0305).seq(ISN))
+    .client_sends(&talk, |frame| frame.ack(ISN + 1))
     .then_flows(2, 0)
     .then_turns(1)
 }
@@ -232,7 +232,7 @@ fn counted() -> Case {
         V4.world(TCP, forward::FULL_NAT),
     )
     .handshake(&talk)
-    .from_backend(&talk, |frame| frame.ack(1).payload(&[0; 46]))
+    .backend_sends(&talk, |frame| frame.ack(1).payload(&[0; 46]))
     .then("two packets of 54 bytes there, 54 and 100 back", |state| {
         [state.services.get(&0), state.backends.get(&0)]
             .iter()
@@ -268,9 +268,9 @@ fn proof_with_end() -> Case {
         "the segment that proves a connection may be the client's last one",
         V4.world(TCP, forward::FULL_NAT),
     )
-    .from_client(&talk, Frame::syn)
-    .from_backend(&talk, |frame| frame.syn_ack(0x0102_0305).seq(ISN))
-    .from_client(&talk, |frame| {
+    .client_sends(&talk, Frame::syn)
+    .backend_sends(&talk, |frame| frame.syn_ack(0x0102_0305).seq(ISN))
+    .client_sends(&talk, |frame| {
         frame.ack(ISN + 1).with(tcp_flag::FIN).payload(b"bye")
     })
     .then_flows(2, 0)
@@ -278,8 +278,8 @@ fn proof_with_end() -> Case {
         (state.established.get(&forward))
             .is_some_and(|flow| flow.life.state == ANSWERED | CLIENT_FIN)
     })
-    .from_backend(&talk, Frame::fin)
-    .from_client(&again, Frame::syn)
+    .backend_sends(&talk, Frame::fin)
+    .client_sends(&again, Frame::syn)
     .then_turns(2)
 }
 
@@ -298,8 +298,8 @@ fn both_at_once() -> Case {
     )
     .handshake(&tcp)
     .handshake(&udp)
-    .from_client(&tcp, Frame::fin)
-    .from_backend(&tcp, Frame::fin)
+    .client_sends(&tcp, Frame::fin)
+    .backend_sends(&tcp, Frame::fin)
     .then_flows(4, 0)
     .then("the end of the one is not the other's", move |state| {
         let state_of = |key| state.established.get(&key).map(|flow| flow.life.state);
@@ -330,5 +330,5 @@ fn large_table_full() -> Case {
     .handshake(&first)
     .handshake(&second)
     .then_flows(2, 2)
-    .from_backend(&second, |frame| frame.ack(1))
+    .backend_sends(&second, |frame| frame.ack(1))
 }

@@ -52,15 +52,15 @@ fn both_fins(cast: &Cast) -> Case {
     );
     Case::new(says, cast.world(TCP, forward::FULL_NAT))
         .handshake(&talk)
-        .from_client(&talk, Frame::fin)
-        .from_backend(&talk, Frame::fin)
-        .from_client(&talk, |frame| frame.ack(ISN + 2))
+        .client_sends(&talk, Frame::fin)
+        .backend_sends(&talk, Frame::fin)
+        .client_sends(&talk, |frame| frame.ack(ISN + 2))
         .then_flows(2, 0)
-        .from_client(&again, Frame::syn)
+        .client_sends(&again, Frame::syn)
         .then_flows(0, 2)
         .then_turns(2)
-        .from_backend(&again, |frame| frame.syn_ack(0x0102_0305).seq(ISN))
-        .from_client(&again, |frame| frame.ack(ISN + 1))
+        .backend_sends(&again, |frame| frame.syn_ack(0x0102_0305).seq(ISN))
+        .client_sends(&again, |frame| frame.ack(ISN + 1))
         .then_flows(2, 0)
 }
 
@@ -72,9 +72,9 @@ fn one_fin(cast: &Cast) -> Case {
     );
     Case::new(says, cast.world(TCP, forward::NAT))
         .handshake(&talk)
-        .from_client(&talk, Frame::fin)
-        .from_backend(&talk, |frame| frame.ack(0x0102_0306).payload(b"the rest"))
-        .from_client(&talk, Frame::syn)
+        .client_sends(&talk, Frame::fin)
+        .backend_sends(&talk, |frame| frame.ack(0x0102_0306).payload(b"the rest"))
+        .client_sends(&talk, Frame::syn)
         .then_turns(1)
 }
 
@@ -86,9 +86,9 @@ fn refused(cast: &Cast) -> Case {
         cast.family
     );
     Case::new(says, cast.world(TCP, forward::FULL_NAT))
-        .from_client(&talk, Frame::syn)
-        .from_backend(&talk, |frame| frame.rst().with(tcp_flag::ACK))
-        .from_client(&again, Frame::syn)
+        .client_sends(&talk, Frame::syn)
+        .backend_sends(&talk, |frame| frame.rst().with(tcp_flag::ACK))
+        .client_sends(&again, Frame::syn)
         .then_flows(0, 2)
         .then_turns(2)
 }
@@ -101,8 +101,8 @@ fn reset_by_client() -> Case {
         V4.world(TCP, forward::NAT),
     )
     .handshake(&talk)
-    .from_client(&talk, Frame::rst)
-    .from_client(&again, Frame::syn)
+    .client_sends(&talk, Frame::rst)
+    .client_sends(&again, Frame::syn)
     .then_flows(0, 2)
     .then_turns(2)
 }
@@ -114,9 +114,9 @@ fn reset_ignored() -> Case {
         V4.world(TCP, forward::NAT),
     )
     .handshake(&talk)
-    .from_client(&talk, |frame| frame.rst().seq(0xdead_beef))
-    .from_backend(&talk, |frame| frame.ack(0x0102_0305).payload(b"still here"))
-    .from_client(&talk, Frame::syn)
+    .client_sends(&talk, |frame| frame.rst().seq(0xdead_beef))
+    .backend_sends(&talk, |frame| frame.ack(0x0102_0305).payload(b"still here"))
+    .client_sends(&talk, Frame::syn)
     .then_flows(2, 0)
     .then_turns(1)
 }
@@ -137,11 +137,11 @@ fn exhausted(cast: &Cast) -> Case {
         cast.family
     );
     Case::new(says, lone_backend(cast))
-        .from_client(&first, Frame::syn)
+        .client_sends(&first, Frame::syn)
         .leaves_alone(&WAN, &second.asks().syn(), Verdict::PortsExhausted)
         .then_flows(0, 2)
-        .from_backend(&first, |frame| frame.syn_ack(0x0102_0305).seq(ISN))
-        .from_client(&first, |frame| frame.ack(ISN + 1))
+        .backend_sends(&first, |frame| frame.syn_ack(0x0102_0305).seq(ISN))
+        .client_sends(&first, |frame| frame.ack(ISN + 1))
         .leaves_alone(&WAN, &second.asks().syn(), Verdict::PortsExhausted)
         .then_flows(2, 0)
 }
@@ -154,8 +154,8 @@ fn port_free_again() -> Case {
         lone_backend(&V4).with(RESTLESS),
     )
     .handshake(&first)
-    .from_client(&first, Frame::fin)
-    .from_backend(&first, Frame::fin)
+    .client_sends(&first, Frame::fin)
+    .backend_sends(&first, Frame::fin)
     .handshake(&second)
     .then_flows(2, 0)
     .leaves_alone(&WAN, &first.asks().ack(ISN + 2), Verdict::NoFlow)
@@ -182,10 +182,10 @@ fn port_resting() -> Case {
         lone_backend(&V4),
     )
     .handshake(&first)
-    .from_client(&first, Frame::fin)
-    .from_backend(&first, Frame::fin)
+    .client_sends(&first, Frame::fin)
+    .backend_sends(&first, Frame::fin)
     .leaves_alone(&WAN, &second.asks().syn(), Verdict::PortsExhausted)
-    .from_client(&first, |frame| frame.ack(ISN + 2))
+    .client_sends(&first, |frame| frame.ack(ISN + 2))
 }
 
 fn port_of_a_service() -> Case {
@@ -216,7 +216,7 @@ fn tuple_taken() -> Case {
     )
     .handshake(&talk)
     .leaves_alone(&WAN, &second, Verdict::TupleTaken)
-    .from_backend(&talk, |frame| frame.ack(1))
+    .backend_sends(&talk, |frame| frame.ack(1))
     .then_flows(2, 0)
 }
 
@@ -231,7 +231,7 @@ fn tuple_free_again() -> Case {
         two_services().with(RESTLESS),
     )
     .handshake(&first)
-    .from_backend(&first, Frame::rst)
+    .backend_sends(&first, Frame::rst)
     .handshake(&second)
     .then_flows(2, 0)
 }
@@ -291,8 +291,8 @@ fn answer_before_the_end() -> Case {
         "a client that gives up before the handshake is done leaves no established flow",
         V4.world(TCP, forward::FULL_NAT),
     )
-    .from_client(&talk, Frame::syn)
-    .from_backend(&talk, |frame| frame.syn_ack(0x0102_0305).seq(ISN))
-    .from_client(&talk, |frame| frame.rst().with(tcp_flag::ACK))
+    .client_sends(&talk, Frame::syn)
+    .backend_sends(&talk, |frame| frame.syn_ack(0x0102_0305).seq(ISN))
+    .client_sends(&talk, |frame| frame.rst().with(tcp_flag::ACK))
     .then_flows(0, 2)
 }

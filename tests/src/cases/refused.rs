@@ -162,7 +162,7 @@ fn out_of_ttl(cast: &Cast) -> Case {
         .handshake(&talk)
         .leaves_alone(&WAN, &talk.asks().ack(ISN + 1).ttl(1), Verdict::TtlExpired)
         .leaves_alone(&LAN, &talk.answers().ack(1).ttl(1), Verdict::TtlExpired)
-        .from_client(&talk, |frame| frame.ack(ISN + 1).ttl(2))
+        .client_sends(&talk, |frame| frame.ack(ISN + 1).ttl(2))
 }
 
 fn no_backend(cast: &Cast) -> Case {
@@ -230,7 +230,7 @@ fn known_but_damaged() -> Case {
         &talk.answers().claims_ip_length(10),
         Verdict::LengthMismatch,
     )
-    .from_client(&talk, |frame| {
+    .client_sends(&talk, |frame| {
         frame.ack(ISN + 1).payload(b"0123456789abcdef")
     })
 }

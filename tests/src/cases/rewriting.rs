@@ -27,9 +27,9 @@ fn no_checksum(cast: &Cast) -> Case {
     let says = format!("UDP without a checksum over {} stays without", cast.family);
     let bare = |frame: Frame| frame.without_checksum().payload(b"no sum");
     Case::new(says, cast.world(UDP, forward::FULL_NAT))
-        .from_client(&talk, bare)
-        .from_backend(&talk, bare)
-        .from_client(&talk, bare)
+        .client_sends(&talk, bare)
+        .backend_sends(&talk, bare)
+        .client_sends(&talk, bare)
 }
 
 /// The payload with which the datagram between these ends sums up to zero.
@@ -46,8 +46,8 @@ fn zero_after(cast: &Cast) -> Case {
         cast.family
     );
     Case::new(says, cast.world(UDP, forward::FULL_NAT))
-        .from_client(&talk, |frame| frame.payload(&there))
-        .from_backend(&talk, |frame| frame.payload(&back))
+        .client_sends(&talk, |frame| frame.payload(&there))
+        .backend_sends(&talk, |frame| frame.payload(&back))
 }
 
 fn zero_before(cast: &Cast) -> Case {
@@ -57,8 +57,8 @@ fn zero_before(cast: &Cast) -> Case {
         cast.family
     );
     Case::new(says, cast.world(UDP, forward::NAT))
-        .from_client(&talk, Frame::balanced_to_zero)
-        .from_backend(&talk, Frame::balanced_to_zero)
+        .client_sends(&talk, Frame::balanced_to_zero)
+        .backend_sends(&talk, Frame::balanced_to_zero)
 }
 
 fn padding(cast: &Cast) -> Case {
@@ -68,11 +68,11 @@ fn padding(cast: &Cast) -> Case {
         cast.family
     );
     Case::new(says, cast.world(TCP, forward::FULL_NAT))
-        .from_client(&talk, |frame| frame.syn().padded_to(100))
-        .from_backend(&talk, |frame| {
+        .client_sends(&talk, |frame| frame.syn().padded_to(100))
+        .backend_sends(&talk, |frame| {
             frame.syn_ack(0x0102_0305).seq(ISN).padded_to(75)
         })
-        .from_client(&talk, |frame| frame.ack(ISN + 1).padded_to(60))
+        .client_sends(&talk, |frame| frame.ack(ISN + 1).padded_to(60))
 }
 
 fn carried_along(cast: &Cast) -> Case {
@@ -87,20 +87,20 @@ fn carried_along(cast: &Cast) -> Case {
     ];
     Case::new(says, cast.world(TCP, forward::NAT))
         // ECN set-up (RFC 3168): SYN with ECE and CWR
-        .from_client(&talk, |frame| {
+        .client_sends(&talk, |frame| {
             frame
                 .flags(tcp_flag::SYN | 0xc0)
                 .tcp_options(&options)
                 .tos(0xb8)
         })
-        .from_backend(&talk, |frame| {
+        .backend_sends(&talk, |frame| {
             frame
                 .syn_ack(0x0102_0305)
                 .with(0x40)
                 .seq(ISN)
                 .tcp_options(&options)
         })
-        .from_client(&talk, |frame| {
+        .client_sends(&talk, |frame| {
             frame.ack(ISN + 1).with(0x28).tos(0xbb).payload(b"now")
         })
 }
@@ -110,7 +110,7 @@ fn odd_lengths(cast: &Cast) -> Case {
     let says = format!("payloads of all small lengths over {}", cast.family);
     (0..5usize).fold(
         Case::new(says, cast.world(UDP, forward::FULL_NAT)),
-        |case, length| case.from_client(&talk, |frame| frame.payload(&vec![0xff; length])),
+        |case, length| case.client_sends(&talk, |frame| frame.payload(&vec![0xff; length])),
     )
 }
 
@@ -122,11 +122,11 @@ fn ip_options() -> Case {
         "IPv4 options are no obstacle",
         V4.world(TCP, forward::FULL_NAT),
     )
-    .from_client(&talk, |frame| frame.syn().ip_options(&alert))
-    .from_backend(&talk, |frame| {
+    .client_sends(&talk, |frame| frame.syn().ip_options(&alert))
+    .backend_sends(&talk, |frame| {
         frame.syn_ack(0x0102_0305).seq(ISN).ip_options(&[1; 40])
     })
-    .from_client(&talk, |frame| {
+    .client_sends(&talk, |frame| {
         frame.ack(ISN + 1).ip_options(&[1; 40]).payload(b"odd")
     })
     .then_flows(2, 0)
@@ -142,8 +142,8 @@ fn hop_limits() -> Case {
     [2u8, 3, 64, 128, 255].iter().fold(
         Case::new("one hop less, whatever it was", world),
         |case, ttl| {
-            case.from_client(&talk, |frame| frame.ttl(*ttl))
-                .from_client(&four, |frame| frame.ttl(*ttl))
+            case.client_sends(&talk, |frame| frame.ttl(*ttl))
+                .client_sends(&four, |frame| frame.ttl(*ttl))
         },
     )
 }

@@ -132,7 +132,7 @@ fn forwarding_disabled() -> Case {
     )
     .leaves_alone(&HALTED, &talk.asks().syn(), Verdict::ForwardingDisabled)
     .leaves_alone(&HALTED, &six, Verdict::ForwardingDisabled)
-    .from_client(&talk, Frame::syn)
+    .client_sends(&talk, Frame::syn)
 }
 
 fn no_way_back() -> Case {
