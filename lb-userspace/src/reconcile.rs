@@ -235,7 +235,8 @@ pub fn plan(
     Ok(Plan { tables, services })
 }
 
-/// Keeps backends that are no longer desired until their time is up.
+/// Keeps backends that are no longer desired until their time is up, with what
+/// was known of their health: one that is put back goes on from there.
 fn linger(tables: &mut Tables, present: &Tables, lingering: &mut Lingering, now: Instant) {
     let gone: Vec<(u32, Backend)> = present
         .backends
@@ -245,13 +246,12 @@ fn linger(tables: &mut Tables, present: &Tables, lingering: &mut Lingering, now:
         .collect();
     let known: BTreeSet<u32> = gone.iter().map(|&(number, _)| number).collect();
     lingering.0.retain(|number, _| known.contains(number));
-    for (number, mut backend) in gone {
+    for (number, backend) in gone {
         let since = *lingering.0.entry(number).or_insert(now);
         if now.duration_since(since) >= LINGER {
             lingering.0.remove(&number);
             continue;
         }
-        backend.flags &= !backend::UP;
         let endpoint = model::endpoint(
             backend.address.socket(backend.port),
             u16::from(backend.protocol),
@@ -602,6 +602,11 @@ mod tests {
             &mut tables,
             &mut lingering,
             now,
+        );
+        let gone = first.services[0].backends[1];
+        assert!(
+            tables.backends[&gone].flags & backend::UP != 0,
+            "still known to be healthy"
         );
         let again = step(
             &both,
