@@ -35,6 +35,7 @@
 
 mod daemon;
 mod http;
+mod snapshot;
 mod udp;
 
 use std::collections::BTreeSet;
@@ -56,6 +57,7 @@ use tempfile::TempDir;
 
 pub use daemon::{Daemon, lb_binary};
 pub use http::{Answer, Connection, HttpBackend, PATIENCE, Seeded, ask, tally};
+pub use snapshot::{Snapshot, differences, snapshot};
 pub use udp::{UdpEcho, ask_udp};
 
 /// Where iproute2 keeps the names of namespaces.
@@ -142,7 +144,15 @@ pub struct Service {
     pub port: u16,
     /// Their weights.
     pub weights: [u16; 3],
+    /// How they are checked: the text of `[service.check]`.
+    pub check: &'static str,
 }
+
+/// Checks that see within half a second that a backend does not answer.
+pub const SWIFT: &str = "interval = \"100ms\"\ntimeout = \"100ms\"";
+
+/// Checks that a busy machine does not mislead.
+pub const CALM: &str = "interval = \"2s\"\ntimeout = \"2s\"";
 
 impl Service {
     /// A service over TCP at port 80, with backends at port 8080 (one family's
@@ -155,13 +165,15 @@ impl Service {
             listen: SocketAddr::new(family.vip(), 80),
             port: 8080,
             weights,
+            check: SWIFT,
         }
     }
 
-    /// The same over UDP.
+    /// The same over UDP, with no checks.
     pub fn udp(self) -> Self {
         Self {
             protocol: "udp",
+            check: "type = \"none\"",
             ..self
         }
     }
@@ -179,17 +191,12 @@ impl Service {
         SocketAddr::new(net.backends[number].address(self.family()), self.port)
     }
 
-    /// Its part of the configuration. Backends are checked every 100 ms, over
-    /// UDP not at all.
+    /// Its part of the configuration.
     pub fn toml(&self, net: &Net) -> String {
-        let check = match self.protocol {
-            "udp" => "type = \"none\"".to_owned(),
-            _ => "interval = \"100ms\"\ntimeout = \"100ms\"".to_owned(),
-        };
         let mut text = format!(
             "[[service]]\nname = {:?}\nlisten = \"{}\"\nprotocol = {:?}\nforward = {:?}\n\
-             [service.check]\n{check}\n",
-            self.name, self.listen, self.protocol, self.forward
+             [service.check]\n{}\n",
+            self.name, self.listen, self.protocol, self.forward, self.check
         );
         for (number, weight) in self.weights.iter().enumerate() {
             let name = &net.backends[number].name;

@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use tests::netns::{
-    Answer, Arms, Connection, Daemon, Family, HttpBackend, Net, Service, UdpEcho, ask, ask_udp,
-    tally,
+    Answer, Arms, CALM, Connection, Daemon, Family, HttpBackend, Net, Service, UdpEcho, ask,
+    ask_udp, tally,
 };
 
 /// The tests that use the whole machine take turns.
@@ -280,8 +280,11 @@ impl Stage {
         let mut backends = Vec::new();
         for forward in forwards {
             for family in Family::ALL {
-                let service =
-                    Service::new(&format!("{forward}-{family:?}"), forward, family, weights);
+                let name = format!("{forward}-{family:?}");
+                let service = Service {
+                    check: CALM,
+                    ..Service::new(&name, forward, family, weights)
+                };
                 backends.extend(net.start_http(&service)?);
                 services.push(service);
             }
