@@ -1,12 +1,16 @@
-//! What two CPUs do to one connection at once, as the order in which their
-//! writes arrive. On the host, where the order can be chosen.
+//! What two CPUs do at once, as the order in which their writes arrive. On the host, where the order can be chosen.
+
+use std::cell::Cell;
 
 use anyhow::{Context as _, Result};
-use lb_common::abi::{Life, TCP, forward};
+use bytemuck::Zeroable as _;
+use lb_common::Verdict;
+use lb_common::abi::{Backend, Endpoint, Flow, FlowKey, Life, Party, Settings, TCP, forward};
 use lb_common::flow::{ANSWERED, BACKEND_FIN, CLIENT_FIN};
-use lb_ebpf::{Stage, Tables as _};
+use lb_ebpf::steer::Attribution;
+use lb_ebpf::{Draft, Hop, RouteQuery, Stage, Tables};
 use tests::frame::{Frame, key, tcp};
-use tests::host::Host;
+use tests::host::{Host, HostPacket, HostTables};
 use tests::network::{LAN, WAN};
 use tests::world::{Side as _, World};
 
@@ -52,12 +56,109 @@ fn an_answer_noted_while_the_client_sends_again_is_not_forgotten() -> Result<()>
     Ok(())
 }
 
-fn begun() -> Result<Host> {
-    let world = World::empty()
+#[test]
+fn a_port_that_another_takes_between_the_look_and_the_claim_is_left_to_it() -> Result<()> {
+    // The other's whole handshake passes in between: its reply half is
+    // unfinished no more and established only now.
+    let other = established()?;
+    let reply = key(TCP, BACKEND, SOURCE);
+    let half = other.state()?.established[&reply];
+    let tables = HostTables::new(&world());
+    let meddled = Meddled {
+        tables: &tables,
+        first: Cell::new(Some((reply, half))),
+    };
+    let mut packet = HostPacket {
+        bytes: tcp("198.51.100.7:51001", SERVICE).syn().bytes(),
+        ingress: WAN.index,
+    };
+    let mut draft = Draft {
+        forward: Flow::zeroed(),
+        reply: Flow::zeroed(),
+        reply_key: FlowKey::zeroed(),
+    };
+    let verdict = lb_ebpf::process(&mut packet, &meddled, || Some(&mut draft));
+    assert_eq!(verdict, Verdict::PortsExhausted);
+    let state = tables.state();
+    assert_eq!(state.established.get(&reply), Some(&half));
+    assert!(state.unfinished.is_empty(), "{:#?}", state.unfinished);
+    Ok(())
+}
+
+/// Tables in which another CPU establishes an entry just before the first
+/// claim of this one.
+struct Meddled<'a> {
+    tables: &'a HostTables,
+    first: Cell<Option<(FlowKey, Flow)>>,
+}
+
+impl Tables for Meddled<'_> {
+    fn claim(&self, stage: Stage, key: &FlowKey, flow: &Flow) -> bool {
+        if let Some((other, half)) = self.first.take() {
+            self.tables.keep(Stage::Established, &other, &half);
+        }
+        self.tables.claim(stage, key, flow)
+    }
+
+    fn settings(&self) -> Settings {
+        self.tables.settings()
+    }
+
+    fn now(&self) -> u32 {
+        self.tables.now()
+    }
+
+    fn party(&self, endpoint: &Endpoint) -> Option<Party> {
+        self.tables.party(endpoint)
+    }
+
+    fn next_backend(&self, service: u32) -> Option<u32> {
+        self.tables.next_backend(service)
+    }
+
+    fn backend(&self, number: u32) -> Option<Backend> {
+        self.tables.backend(number)
+    }
+
+    fn flow(&self, stage: Stage, key: &FlowKey) -> Option<&Flow> {
+        self.tables.flow(stage, key)
+    }
+
+    fn keep(&self, stage: Stage, key: &FlowKey, flow: &Flow) -> bool {
+        self.tables.keep(stage, key, flow)
+    }
+
+    fn note(&self, stage: Stage, key: &FlowKey, life: &Life) -> bool {
+        self.tables.note(stage, key, life)
+    }
+
+    fn forget(&self, stage: Stage, key: &FlowKey) {
+        self.tables.forget(stage, key);
+    }
+
+    fn next_hop(&self, query: &RouteQuery<'_>) -> Result<Hop, Verdict> {
+        self.tables.next_hop(query)
+    }
+
+    fn redirect(&self, egress: u32) -> bool {
+        self.tables.redirect(egress)
+    }
+
+    fn count(&self, verdict: Verdict, whose: &Attribution, bytes: u64) {
+        self.tables.count(verdict, whose, bytes);
+    }
+}
+
+/// One service by full-nat, one backend, one port between them.
+fn world() -> World {
+    World::empty()
         .service(TCP, forward::FULL_NAT, SERVICE, &[0])
-        .backend(BACKEND);
+        .backend(BACKEND)
+}
+
+fn begun() -> Result<Host> {
     let mut host = Host::new();
-    host.begin(&world)?;
+    host.begin(&world())?;
     host.arrive(&tcp(CLIENT, SERVICE).syn().bytes(), WAN.index)?;
     Ok(host)
 }

@@ -3,6 +3,7 @@
 use lb_common::Verdict;
 use lb_common::abi::{Settings, TCP, UDP, forward};
 use lb_common::flow::tcp_flag;
+use lb_ebpf::Stage;
 
 use super::connection::RESTLESS;
 use super::{CASTS, Case, Cast, ISN, V4, V6};
@@ -20,6 +21,7 @@ pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for cast in CASTS {
         cases.extend([
+            left_over(cast),
             both_fins(cast),
             one_fin(cast),
             refused(cast),
@@ -143,6 +145,22 @@ fn exhausted(cast: &Cast) -> Case {
         .backend_sends(&first, |frame| frame.syn_ack(0x0102_0305).seq(ISN))
         .client_sends(&first, |frame| frame.ack(ISN + 1))
         .leaves_alone(&WAN, &second.asks().syn(), Verdict::PortsExhausted)
+        .then_flows(2, 0)
+}
+
+fn left_over(cast: &Cast) -> Case {
+    let talk = cast.talk(TCP, forward::FULL_NAT, 51_000, 0);
+    let says = format!(
+        "the client's half of an unfinished connection is lost over {}: its next SYN takes the half that is left over",
+        cast.family
+    );
+    Case::new(says, lone_backend(cast))
+        .client_sends(&talk, Frame::syn)
+        .loses(Stage::Unfinished, talk.forward_key())
+        .client_sends(&talk, Frame::syn)
+        .then_flows(0, 2)
+        .backend_sends(&talk, |frame| frame.syn_ack(0x0102_0305).seq(ISN))
+        .client_sends(&talk, |frame| frame.ack(ISN + 1))
         .then_flows(2, 0)
 }
 
