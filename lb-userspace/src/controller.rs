@@ -285,8 +285,11 @@ impl Controller {
     /// Takes over a new file. A file that is not valid, or does not fit,
     /// changes nothing. Gives what changed, a sentence each.
     pub async fn reload(&mut self, path: &Path) -> Result<Vec<String>, Refusal> {
-        let mut config =
-            config::load(path).map_err(|errors| Refusal::Invalid(errors.to_string()))?;
+        let mut config = config::load(path).map_err(|errors| {
+            let lines: Vec<String> = errors.lines().collect();
+            let (lines, path) = (lines.join("; "), path.display());
+            Refusal::Invalid(format!("{lines}; `lb check -c {path}` shows where"))
+        })?;
         let mut changes = Vec::new();
         let restart_only = keep_node(&mut config.node, &self.config.node);
         for setting in restart_only {
@@ -310,6 +313,7 @@ impl Controller {
         self.enforce(config, overrides)?;
         self.attach_all()?;
         self.take_addresses().await?;
+        self.drop_stale_addresses().await?;
         changes.extend(differences(&before, &self.desired));
         if old.node.interfaces != self.config.node.interfaces {
             changes.push(format!(
@@ -358,19 +362,12 @@ impl Controller {
         self.save()
     }
 
-    /// Puts the services' addresses on an interface, and takes off those that
-    /// no service has any more. An address that the host has of its own accord
-    /// is neither added nor removed. Gives what was added.
+    /// Puts the services' addresses on an interface. An address that the host
+    /// has of its own accord stays as it is. Gives what was added.
     pub async fn take_addresses(&mut self) -> anyhow::Result<Vec<(String, IpAddr)>> {
-        let wanted: BTreeSet<IpAddr> = self
-            .config
-            .services
-            .iter()
-            .map(|service| service.listen.ip())
-            .collect();
         let mut added = Vec::new();
         let listed = self.addresses.list().await?;
-        for &address in &wanted {
+        for address in self.wanted_addresses() {
             if listed.iter().any(|entry| entry.address == address) {
                 continue;
             }
@@ -381,13 +378,28 @@ impl Controller {
                 added.push((interface.to_owned(), address));
             }
         }
-        for entry in listed
-            .iter()
-            .filter(|entry| entry.ours && !wanted.contains(&entry.address))
-        {
-            self.drop_address(&entry.interface, entry.address).await?;
-        }
         Ok(added)
+    }
+
+    /// Takes off what this program has put on its interfaces and no service has
+    /// any more. Only when attached: before that, the interfaces and what is on
+    /// them may be another daemon's.
+    pub async fn drop_stale_addresses(&self) -> anyhow::Result<()> {
+        let wanted = self.wanted_addresses();
+        for entry in self.addresses.list().await? {
+            if entry.ours && !wanted.contains(&entry.address) {
+                self.drop_address(&entry.interface, entry.address).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn wanted_addresses(&self) -> BTreeSet<IpAddr> {
+        self.config
+            .services
+            .iter()
+            .map(|service| service.listen.ip())
+            .collect()
     }
 
     async fn drop_address(&self, interface: &str, address: IpAddr) -> anyhow::Result<()> {

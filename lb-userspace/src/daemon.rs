@@ -196,6 +196,7 @@ async fn start(
     guard.reconcile()?;
     undo.addresses = guard.take_addresses().await?;
     guard.attach_all()?;
+    guard.drop_stale_addresses().await?;
     drop(guard);
     Ok(controller)
 }
