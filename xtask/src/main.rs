@@ -4,6 +4,7 @@
 //! no list of things to do first. A task says what it does as it does it, and
 //! fails with one sentence.
 
+mod bench;
 mod build;
 mod ci;
 mod demo;
@@ -41,6 +42,12 @@ enum Task {
     },
     /// Set up, build, and show the balancer at work on real connections (as root)
     Demo,
+    /// Set up, build, and measure what a packet costs (as root); see `-- --help`
+    Bench {
+        /// Handed to the benchmark as they are
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Formatting, lints with warnings denied, and whether the documentation is current
     Lint,
     /// What continuous integration runs: `lint`, then `test`
@@ -63,6 +70,7 @@ fn main() -> ExitCode {
             Ok(code) => return code,
             Err(error) => Err(error),
         },
+        Task::Bench { arguments } => bench::run(&arguments),
         Task::Lint => ci::lint(),
         Task::Ci => ci::run(),
         Task::Docs { check } => docs::run(check),
