@@ -77,10 +77,22 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
     };
     host::check(&needs, dataplane::probe)?;
     host::mount_pins(&node.pin_path)?;
-    let _lock = dataplane::lock(&node.pin_path)?;
+    let made_folder = !node.pin_path.exists();
+    let lock = dataplane::lock(&node.pin_path)?;
+    let outcome = serve_locked(options, config).await;
+    if made_folder && outcome.is_err() {
+        // It stays if there are pins in it.
+        let _ = fs::remove_dir(&node.pin_path);
+    }
+    drop(lock);
+    outcome
+}
+
+/// Serves as the one daemon with these pins.
+async fn serve_locked(options: &Options, config: Config) -> anyhow::Result<()> {
+    let node = config.node.clone();
     refuse_second(&node.control).await?;
     let listener = listen(&node.control)?;
-
     let mut undo = Undo::default();
     let (reports, verdicts) = mpsc::channel(REPORT_QUEUE);
     let started = start(options, config, reports, &mut undo).await;

@@ -183,6 +183,10 @@ fn explain(interface: &str, mode: &str, error: &io::Error) -> anyhow::Error {
         anyhow!(
             "{interface} already has an XDP program (another lb with its own pin folder, or another tool); detach it first: `bpftool net` shows it"
         )
+    } else if mode == "native" {
+        anyhow!(
+            "cannot attach to {interface} in {mode} mode: {error}; its driver may have none: node.xdp_mode = \"auto\" falls back to generic mode"
+        )
     } else {
         anyhow!("cannot attach to {interface} in {mode} mode: {error}")
     }
