@@ -1,18 +1,12 @@
 //! Connections that stay open and are used all the time: what must not move
 //! when weights change, and not break when the daemon dies.
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::{self, JoinHandle},
-    time::Duration,
-};
+use std::{net::SocketAddr, thread, time::Duration};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 use tests::netns::{Connection, Host};
+
+use crate::background::{Background, goes_on};
 
 /// Between one request, over whichever connection, and the next.
 const APART: Duration = Duration::from_millis(10);
@@ -38,6 +32,17 @@ impl Life {
         self.moved.is_none() && self.broke.is_none()
     }
 
+    /// What happened to it, if it is not.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        let Self { client, home, .. } = self;
+        let what = match (&self.moved, &self.broke) {
+            (Some(other), _) => format!("moved to {other}"),
+            (None, Some(reason)) => format!("broke: {reason}"),
+            (None, None) => return None,
+        };
+        Some(format!("the connection from {client} to {home} {what}"))
+    }
+
     fn ask(&mut self, connection: &mut Connection) {
         match connection.ask() {
             Ok(answer) if answer.backend == self.home => self.answered += 1,
@@ -51,8 +56,7 @@ impl Life {
 pub(crate) struct Kept {
     /// As they were opened.
     pub(crate) opened: Vec<Life>,
-    going: Arc<AtomicBool>,
-    client: JoinHandle<Vec<Life>>,
+    client: Background<Vec<Life>>,
 }
 
 impl Kept {
@@ -65,34 +69,28 @@ impl Kept {
                 .context("a connection to keep could not be opened")
         })?;
         let opened = lives.iter().map(|(_, life)| life.clone()).collect();
-        let going = Arc::new(AtomicBool::new(true));
-        let asked = Arc::clone(&going);
-        let client = thread::spawn(move || {
-            while asked.load(Ordering::Relaxed) {
-                for (connection, life) in lives.iter_mut().filter(|(_, life)| life.is_well()) {
-                    life.ask(connection);
-                    thread::sleep(APART);
-                }
+        let client = Background::start(host, move |going| {
+            while goes_on(going) {
+                ask_all(&mut lives);
                 thread::sleep(APART);
             }
-            for (connection, life) in lives.iter_mut().filter(|(_, life)| life.is_well()) {
-                life.ask(connection);
-            }
+            ask_all(&mut lives);
             lives.into_iter().map(|(_, life)| life).collect()
         });
-        Ok(Self {
-            opened,
-            going,
-            client,
-        })
+        Ok(Self { opened, client })
     }
 
     /// Asks over each a last time, and tells what became of them.
     pub(crate) fn finish(self) -> Result<Vec<Life>> {
-        self.going.store(false, Ordering::Relaxed);
-        self.client
-            .join()
-            .map_err(|_| anyhow!("a client of the demonstration panicked"))
+        self.client.finish()
+    }
+}
+
+/// One request over each that is well.
+fn ask_all(lives: &mut [(Connection, Life)]) {
+    for (connection, life) in lives.iter_mut().filter(|(_, life)| life.is_well()) {
+        life.ask(connection);
+        thread::sleep(APART);
     }
 }
 

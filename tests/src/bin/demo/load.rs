@@ -2,17 +2,17 @@
 //! own. Nothing is tried again: a request that fails has failed.
 
 use std::{
+    mem,
     net::SocketAddr,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::{self, JoinHandle},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use tests::netns::{Connection, Host};
+
+use crate::background::{Background, goes_on};
 
 /// One request and what became of it.
 #[derive(Clone, Debug)]
@@ -45,8 +45,7 @@ impl Request {
 /// Clients at work in the background. Dropped, they end soon.
 pub(crate) struct Load {
     seen: Arc<Mutex<Vec<Request>>>,
-    going: Arc<AtomicBool>,
-    clients: Vec<JoinHandle<()>>,
+    clients: Vec<Background<()>>,
 }
 
 impl Load {
@@ -54,26 +53,25 @@ impl Load {
     /// together. One client asks in sequence: what it sees is in the order of
     /// the schedule.
     pub(crate) fn start(host: &Host, service: SocketAddr, rate: u32, clients: u32) -> Self {
-        let mut load = Self {
-            seen: Arc::default(),
-            going: Arc::new(AtomicBool::new(true)),
-            clients: Vec::new(),
-        };
+        let seen: Arc<Mutex<Vec<Request>>> = Arc::default();
         let apart = Duration::from_secs(1) / rate;
         let begin = Instant::now();
-        for number in 0..clients {
-            let (seen, going) = (Arc::clone(&load.seen), Arc::clone(&load.going));
-            load.clients.push(host.spawn(move || {
+        let client = |number| {
+            let seen = Arc::clone(&seen);
+            Background::start(host, move |going| {
                 let mut due = begin + apart * number;
-                while going.load(Ordering::Relaxed) {
+                while goes_on(going) {
                     thread::sleep(due.saturating_duration_since(Instant::now()));
                     let request = Request::make(service);
                     lock(&seen).push(request);
                     due += apart * clients;
                 }
-            }));
+            })
+        };
+        Self {
+            clients: (0..clients).map(client).collect(),
+            seen,
         }
-        load
     }
 
     /// How many requests were made so far, and how many of them failed.
@@ -95,22 +93,13 @@ impl Load {
     }
 
     /// Ends the clients and gives all they have seen, in order.
-    pub(crate) fn finish(mut self) -> Result<Vec<Request>> {
-        self.going.store(false, Ordering::Relaxed);
-        for client in self.clients.drain(..) {
-            client
-                .join()
-                .map_err(|_| anyhow!("a client of the demonstration panicked"))?;
+    pub(crate) fn finish(self) -> Result<Vec<Request>> {
+        for client in self.clients {
+            client.finish()?;
         }
-        let mut requests = std::mem::take(&mut *lock(&self.seen));
+        let mut requests = mem::take(&mut *lock(&self.seen));
         requests.sort_by_key(|request| request.begun);
         Ok(requests)
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        self.going.store(false, Ordering::Relaxed);
     }
 }
 

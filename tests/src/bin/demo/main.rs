@@ -10,6 +10,7 @@
 //! takes everything with it when it is dropped.
 
 mod acts;
+mod background;
 mod kept;
 mod load;
 mod nginx;
@@ -29,25 +30,22 @@ use crate::{
     world::World,
 };
 
-/// As shells count: 128 and the number of SIGINT.
-const INTERRUPTED: u8 = 130;
-
 fn main() -> ExitCode {
     let screen = Screen::new();
     let stop = Stop::default();
     let outcome = stop.watch().and_then(|()| show(&screen, &stop));
     let left = world::leftovers();
-    if !left.is_empty() {
-        screen.failed(format!("this was left behind: {}", left.join(", ")));
+    for path in &left {
+        screen.failed(format!("this was left behind: {}", path.display()));
     }
     // What failed because of Ctrl-C is not worth a word of its own.
     match (outcome, stop.cause()) {
         (_, Some(Cause::Signal(signal))) => {
-            screen.failed(format!(
-                "{}; everything is taken away",
-                Cause::Signal(signal)
-            ));
-            ExitCode::from(INTERRUPTED)
+            if left.is_empty() {
+                screen.failed("everything is taken away");
+            }
+            // As shells count.
+            u8::try_from(128 + signal).map_or(ExitCode::FAILURE, ExitCode::from)
         }
         (_, Some(cause @ Cause::TooLong)) => {
             screen.failed(cause);

@@ -31,12 +31,8 @@ impl Promises {
 
     /// The table at the end.
     pub(crate) fn show(&self, screen: &Screen) {
-        let width = |text: fn(&Promise) -> &str| {
-            let widths = self.0.iter().map(|promise| text(promise).chars().count());
-            widths.max().unwrap_or_default()
-        };
-        let promised = width(|promise| &promise.text);
-        let seen = width(|promise| &promise.seen);
+        let widths = self.0.iter().map(|promise| promise.text.chars().count());
+        let width = widths.max().unwrap_or_default();
         for promise in &self.0 {
             let mark = if promise.held {
                 screen.tone(Tone::Good, "✓")
@@ -44,7 +40,7 @@ impl Promises {
                 screen.tone(Tone::Bad, "✗")
             };
             screen.row(&format!(
-                "{mark} {:<promised$}  {:<seen$}",
+                "{mark} {:<width$}  {}",
                 promise.text, promise.seen
             ));
         }

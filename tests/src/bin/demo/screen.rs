@@ -62,6 +62,11 @@ impl Screen {
         self.line(&format!("{}  {text}", self.paint(DIM, &stamp)));
     }
 
+    /// What is waited for, if that takes longer than people do without a word.
+    pub(crate) fn wait(&self, text: &str) {
+        self.see(&self.paint(DIM, text));
+    }
+
     /// A command, as a user would type it.
     pub(crate) fn command(&self, text: &str) {
         self.see(&self.paint(CYAN, &format!("$ {text}")));

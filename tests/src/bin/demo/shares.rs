@@ -92,14 +92,15 @@ impl Shares {
             } else {
                 Tone::Bad
             };
-            screen.detail(&format!(
+            let row = format!(
                 "{:<8} {:>6} {:>9} {}  {}",
                 share.name,
                 share.weight,
                 share.expected,
                 screen.tone(tone, &format!("{:>6}", share.got)),
                 screen.bar(share.got, most.unwrap_or_default(), BAR),
-            ));
+            );
+            screen.detail(row.trim_end());
         }
         if self.failed > 0 {
             screen.detail(&screen.tone(Tone::Bad, &format!("{} requests failed", self.failed)));

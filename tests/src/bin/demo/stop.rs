@@ -6,6 +6,7 @@
 //! ends all the same, and `cargo xtask` sweeps up behind it.
 
 use std::{
+    io::{self, Write as _},
     process,
     sync::{Arc, Condvar, Mutex, PoisonError},
     thread,
@@ -50,7 +51,11 @@ impl Stop {
         let asked = self.clone();
         thread::spawn(move || {
             for signal in signals.forever() {
-                asked.ask(Cause::Signal(signal));
+                let cause = Cause::Signal(signal);
+                if asked.ask(cause) {
+                    // Nothing can be said if standard error is gone.
+                    let _ = writeln!(io::stderr(), "demo: {cause}; taking everything away");
+                }
             }
         });
         let watched = self.clone();
@@ -59,20 +64,24 @@ impl Stop {
             let _ = watched.pause(LIMIT);
             watched.ask(Cause::TooLong);
             thread::sleep(GRACE);
-            eprintln!(
-                "demo: cleaning up hangs; ending at once. The next `cargo xtask demo` sweeps up."
+            let _ = writeln!(
+                io::stderr(),
+                "demo: {}; cleaning up hangs, too. Ending at once; `cargo xtask demo` sweeps up.",
+                watched.cause().unwrap_or(Cause::TooLong)
             );
             process::exit(1);
         });
         Ok(())
     }
 
-    /// Asks everyone to stop; the first cause counts.
-    pub(crate) fn ask(&self, cause: Cause) {
+    /// Asks everyone to stop; the first cause counts. Gives whether it is this.
+    pub(crate) fn ask(&self, cause: Cause) -> bool {
         let (asked, changed) = &*self.0;
         let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = asked.is_none();
         asked.get_or_insert(cause);
         changed.notify_all();
+        first
     }
 
     /// Why to stop, if anybody asked.
@@ -117,7 +126,7 @@ mod tests {
         let hour = Duration::from_secs(3_600);
         assert_eq!(stop.pause(hour), Err(Cause::Signal(SIGINT)));
         thread.join().unwrap();
-        stop.ask(Cause::TooLong);
+        assert!(!stop.ask(Cause::TooLong));
         assert_eq!(stop.cause(), Some(Cause::Signal(SIGINT)));
     }
 }

@@ -2,19 +2,21 @@
 //! and waited for.
 
 use std::{
-    path::Path,
+    env, fs,
+    path::{Path, PathBuf},
     process,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use tests::netns::{Arms, Daemon, Family, Net, Service};
+use tests::netns::{Arms, Daemon, Family, Host, Net, Service};
 
 use crate::{
+    kept::Life,
     load::{Load, Request, slowest},
     nginx::Nginx,
     promises::Promises,
-    screen::Screen,
+    screen::{Screen, Tone},
     shares::Shares,
     stop::Stop,
 };
@@ -65,29 +67,29 @@ pub(crate) struct World<'a> {
 impl<'a> World<'a> {
     /// Builds it, and says what stands where.
     pub(crate) fn build(screen: &'a Screen, stop: &'a Stop) -> Result<Self> {
-        screen.see("building a network of namespaces");
+        screen.see("building a network: a switch and five hosts, each a network namespace");
         let net = Net::new(Arms::One)?;
         stop.check()?;
         let service = Service::new(SERVICE, "full-nat", Family::V4, WEIGHTS);
-        let namespace = |name: &str| format!("{}{name}", namespaces());
-        screen.detail(&format!(
-            "client    {:<9} in namespace {}",
-            net.client.v4,
-            namespace("*-client")
-        ));
-        screen.detail(&format!(
-            "balancer  {:<9} in namespace {}",
-            net.balancer.v4,
-            namespace("*-lb")
-        ));
+        // Namespaces and pins have the same names.
+        let namespace = |host: &Host| {
+            let path = net.pins(&host.name);
+            path.file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned()
+        };
+        for (what, host) in [("client", &net.client), ("balancer", &net.balancer)] {
+            screen.detail(&format!("{what:<9} {:<10} {}", host.v4, namespace(host)));
+        }
         let mut servers = Vec::new();
         for (number, host) in net.backends.iter().enumerate() {
             let server = Nginx::start(host, service.backend(&net, number), net.folder())?;
             screen.detail(&format!(
-                "{:<9} {:<9} in namespace {}, nginx (process {}) on port {}, weight {}",
+                "{:<9} {:<10} {}, nginx (process {}) on port {}, weight {}",
                 host.name,
                 host.v4,
-                namespace(&format!("*-{}", host.name)),
+                namespace(host),
                 server.pid().unwrap_or_default(),
                 server.address.port(),
                 WEIGHTS[number],
@@ -141,7 +143,7 @@ impl<'a> World<'a> {
     /// Waits until something holds; gives how long that took.
     pub(crate) fn until(
         &self,
-        what: &str,
+        what: impl Fn() -> String,
         mut holds: impl FnMut() -> Result<bool>,
     ) -> Result<Duration> {
         let begun = Instant::now();
@@ -150,13 +152,14 @@ impl<'a> World<'a> {
             let waited = begun.elapsed();
             if waited > BOUND {
                 bail!(
-                    "waited {} s in vain until {what}; the daemon's log:\n{}",
+                    "waited {} s in vain until {}; the daemon's log:\n{}",
                     BOUND.as_secs(),
+                    what(),
                     self.daemon.logged()
                 );
             }
             if waited > next {
-                self.screen.see(&format!("waiting until {what} …"));
+                self.screen.wait(&format!("waiting until {} …", what()));
                 next += PATIENCE;
             }
             self.stop.pause(LOOK)?;
@@ -167,27 +170,30 @@ impl<'a> World<'a> {
     /// Waits until the daemon says that this is the schedule: each backend's
     /// slots, divided by their greatest common divisor.
     pub(crate) fn until_shares(&self, what: &str, slots: &[u64; 3]) -> Result<Duration> {
-        self.until(what, || {
-            let backends = self.daemon.json(&["backend", "list", SERVICE]);
-            self.stop.check()?;
-            let backends = backends?;
-            let backends = backends
-                .as_array()
-                .context("`lb backend list` lists nothing")?;
-            ensure!(
-                backends.len() == slots.len(),
-                "`lb backend list` lists {} backends instead of 3",
-                backends.len()
-            );
-            let now: Vec<_> = backends.iter().map(|of| of["slots"].as_u64()).collect();
-            // The first verdict counts as up: a backend not checked yet has slots, too.
-            let judged = backends.iter().all(|of| of["state"] != "unknown");
-            Ok(judged
-                && now
-                    .iter()
-                    .zip(slots)
-                    .all(|(now, slots)| *now == Some(*slots)))
-        })
+        self.until(
+            || what.to_owned(),
+            || {
+                let backends = self.daemon.json(&["backend", "list", SERVICE]);
+                self.stop.check()?;
+                let backends = backends?;
+                let backends = backends
+                    .as_array()
+                    .context("`lb backend list` lists nothing")?;
+                ensure!(
+                    backends.len() == slots.len(),
+                    "`lb backend list` lists {} backends instead of 3",
+                    backends.len()
+                );
+                let now: Vec<_> = backends.iter().map(|of| of["slots"].as_u64()).collect();
+                // The first verdict counts as up: a backend not checked yet has slots, too.
+                let judged = backends.iter().all(|of| of["state"] != "unknown");
+                Ok(judged
+                    && now
+                        .iter()
+                        .zip(slots)
+                        .all(|(now, slots)| *now == Some(*slots)))
+            },
+        )
     }
 
     /// Waits until so many requests have begun since then and are done, and
@@ -198,11 +204,19 @@ impl<'a> World<'a> {
         since: Instant,
         count: usize,
     ) -> Result<Vec<Request>> {
-        let what = format!("{count} more requests are made");
-        self.until(&what, || Ok(load.since(since).len() >= count))?;
+        let made = || load.since(since).len();
+        let what = || format!("{count} requests are made: {} so far", made());
+        self.until(what, || Ok(made() >= count))?;
         let mut requests = load.since(since);
         requests.truncate(count);
         Ok(requests)
+    }
+
+    /// Says what happened to connections that should have stayed.
+    pub(crate) fn trouble(&self, lives: &[Life]) {
+        for trouble in lives.iter().filter_map(Life::trouble) {
+            self.screen.detail(&self.screen.tone(Tone::Bad, &trouble));
+        }
     }
 
     /// Shows how requests were shared, with backends of these weights.
@@ -218,25 +232,21 @@ impl<'a> World<'a> {
     }
 }
 
-/// How the names of this process's namespaces and pins begin.
-pub(crate) fn namespaces() -> String {
-    format!("lbt-{}-", process::id())
-}
-
 /// What of this process is still on the host.
-pub(crate) fn leftovers() -> Vec<String> {
-    let folders = ["/run/netns", "/sys/fs/bpf", "/tmp"];
-    let mut left = Vec::new();
-    for folder in folders {
-        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-        left.extend(
-            names
-                .filter(|name| name.starts_with(&namespaces()))
-                .map(|name| Path::new(folder).join(name).display().to_string()),
-        );
-    }
-    left
+pub(crate) fn leftovers() -> Vec<PathBuf> {
+    let prefix = format!("lbt-{}-", process::id());
+    let temporary = env::temp_dir();
+    let folders = [
+        Path::new("/run/netns"),
+        Path::new("/sys/fs/bpf"),
+        &temporary,
+    ];
+    folders
+        .into_iter()
+        .flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten())
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+        .map(|entry| entry.path())
+        .collect()
 }
 
 /// A time as people say it.

@@ -49,6 +49,7 @@ pub(crate) fn change(world: &mut World<'_>) -> Result<()> {
         requests.len(),
         counted(lost, "failure", "failures"),
     ));
+    world.trouble(&lives);
     let all = [first, second, third];
     let lines: Vec<String> = all.iter().map(Shares::line).collect();
     world.promises.note(
@@ -71,14 +72,11 @@ pub(crate) fn change(world: &mut World<'_>) -> Result<()> {
 
 /// The shares of the next requests, from now on.
 fn next(world: &World<'_>, load: &Load, weights: [u16; 3], count: usize) -> Result<Shares> {
-    let requests = world.requests(load, Instant::now(), count)?;
+    let now = Instant::now();
     world.screen.see(&format!(
-        "the next {count} requests, at weights {}",
-        joined(weights)
+        "the next {count} requests, at weights {}:",
+        weights.map(|weight| weight.to_string()).join(":")
     ));
+    let requests = world.requests(load, now, count)?;
     Ok(world.shares(&requests, weights))
-}
-
-fn joined(weights: [u16; 3]) -> String {
-    weights.map(|weight| weight.to_string()).join(":")
 }

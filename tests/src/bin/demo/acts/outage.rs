@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::{
-    kept::{Kept, homes},
+    kept::{Kept, Life, homes},
     load::{Load, Request, failed},
     screen::Tone,
-    world::{CHECK_INTERVAL, FALL, NAMES, WEIGHTS, World, counted, milliseconds},
+    world::{CHECK_INTERVAL, FALL, NAMES, SERVICE, WEIGHTS, World, counted, milliseconds},
 };
 
 /// Requests a second.
@@ -22,10 +22,10 @@ const KEPT: usize = 12;
 const REQUESTS: usize = 300;
 
 /// The longest a dead backend may go on taking connections: the check under
-/// way, `fall` intervals, and half a second for a machine that is busy.
+/// way, `fall` intervals, and a second for a machine that is busy.
 const OUT: Duration = CHECK_INTERVAL
     .saturating_mul(FALL + 1)
-    .saturating_add(Duration::from_millis(500));
+    .saturating_add(Duration::from_secs(1));
 
 pub(crate) fn outage(world: &mut World<'_>) -> Result<()> {
     let kept = Kept::open(&world.net.client, world.service.listen, KEPT)?;
@@ -52,42 +52,46 @@ pub(crate) fn outage(world: &mut World<'_>) -> Result<()> {
 fn goes(world: &mut World<'_>, load: &Load, killed: Instant) -> Result<()> {
     world.until_shares("the daemon takes b1 out", &[0, 2, 1])?;
     let noticed = Instant::now();
+    world.screen.see(&format!(
+        "the daemon has taken b1 out, {} later:",
+        milliseconds(noticed - killed)
+    ));
+    world.command(&["backend", "list", SERVICE])?;
+    world.screen.see(&format!(
+        "the next {REQUESTS} requests, by the others' weights:"
+    ));
     let after = world.requests(load, noticed, REQUESTS)?;
+    let [_, second, third] = WEIGHTS;
+    let shares = world.shares(&after, [0, second, third]);
+
     let since = load.since(killed);
-    let lost: Vec<&Request> = failed(&since).collect();
-    let last = lost.iter().map(|request| request.begun - killed).max();
+    let last = failed(&since).map(|request| request.begun - killed).max();
     let last = last.unwrap_or_default();
-    let met: usize = since
+    let lost = failed(&since).count();
+    let met = since
         .iter()
         .filter(|request| request.begun <= killed + last)
         .count();
     world.screen.see(&format!(
-        "the daemon says after {}: b1 is out. Until then b1's share of new connections failed: {}",
-        milliseconds(noticed - killed),
+        "before that, b1's share failed: {}",
         world.screen.tone(
             Tone::Notable,
             &format!(
-                "{} of the {met} requests in the first {}",
-                lost.len(),
+                "{lost} of the {met} requests in the first {}",
                 milliseconds(last)
             )
         )
     ));
-    if let Some(Err(reason)) = lost.first().map(|request| &request.outcome) {
+    if let Some(Err(reason)) = failed(&since).next().map(|request| &request.outcome) {
         world.screen.detail(&format!("they said: {reason}"));
     }
-    world.screen.see(&format!(
-        "the next {REQUESTS} requests, by the others' weights"
-    ));
-    let [_, second, third] = WEIGHTS;
-    let shares = world.shares(&after, [0, second, third]);
     world.promises.note(
         &format!("a dead backend takes no new connection after {FALL} failed checks"),
         format!(
             "none after {} (bound {}); {} failed",
             milliseconds(last),
             milliseconds(OUT),
-            counted(lost.len(), "request", "requests")
+            counted(lost, "request", "requests")
         ),
         last <= OUT && failed(&after).count() == 0,
     );
@@ -107,7 +111,7 @@ fn returns(world: &mut World<'_>, load: &Load) -> Result<()> {
     world.until_shares("the daemon takes b1 in", &[3, 2, 1])?;
     let back = Instant::now();
     world.screen.see(&format!(
-        "the daemon says after {}: b1 is in; the next {REQUESTS} requests",
+        "the daemon has taken b1 in, {} later; the next {REQUESTS} requests:",
         milliseconds(back - started)
     ));
     let requests = world.requests(load, back, REQUESTS)?;
@@ -124,17 +128,20 @@ fn returns(world: &mut World<'_>, load: &Load) -> Result<()> {
 /// Only connections to the backend that died have ended.
 fn elsewhere(world: &mut World<'_>, kept: Kept, all: &[Request], killed: Instant) -> Result<()> {
     let lives = kept.finish()?;
-    let elsewhere: Vec<_> = lives.iter().filter(|life| life.home != "b1").collect();
+    let (at_b1, elsewhere): (Vec<Life>, Vec<Life>) =
+        lives.into_iter().partition(|life| life.home == "b1");
     let well = elsewhere.iter().filter(|life| life.is_well()).count();
-    let ended = lives.iter().filter(|life| life.broke.is_some()).count();
+    let ended = at_b1.iter().filter(|life| life.broke.is_some()).count();
     let before = all
         .iter()
         .filter(|request| request.begun + request.took < killed);
     let early = before.filter(|request| request.outcome.is_err()).count();
     world.screen.see(&format!(
-        "open connections: {ended} ended with b1, {well} of {} to the others never noticed",
+        "open connections: {ended} of {} ended with b1, {well} of {} to the others never noticed",
+        at_b1.len(),
         elsewhere.len()
     ));
+    world.trouble(&elsewhere);
     world.promises.note(
         "connections to the others do not notice",
         format!(

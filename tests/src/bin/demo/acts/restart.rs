@@ -3,21 +3,19 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    thread::{self, JoinHandle},
+    process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 use serde_json::Value;
 use tests::netns::Host;
 
 use crate::{
+    background::{Background, goes_on},
     kept::{Kept, homes},
-    load::{failed, slowest},
+    load::{Load, Request, failed, slowest},
     world::{NAMES, SERVICE, World, counted, milliseconds},
 };
 
@@ -29,10 +27,13 @@ const CLIENTS: u32 = 4;
 const KEPT: usize = 30;
 
 /// How long the balancer is without a daemon.
-const WITHOUT: Duration = Duration::from_secs(3);
+const WITHOUT: Duration = Duration::from_secs(4);
 
 /// How long the load goes on before and after.
-const AROUND: Duration = Duration::from_secs(2);
+const AROUND: Duration = Duration::from_secs(3);
+
+/// Between one look at the interface and the next.
+const LOOK: Duration = Duration::from_millis(20);
 
 pub(crate) fn restart(world: &mut World<'_>) -> Result<()> {
     let kept = Kept::open(&world.net.client, world.service.listen, KEPT)?;
@@ -41,76 +42,101 @@ pub(crate) fn restart(world: &mut World<'_>) -> Result<()> {
         homes(&kept.opened, &NAMES)
     ));
     let load = world.load(RATE, CLIENTS);
-    world.stop.pause(AROUND)?;
+    pass(world, &load, AROUND, "with the daemon")?;
     let flows = flows(world)?;
     let link = link(world)?;
-    let watch = Watch::start(&world.net.balancer);
+    let watch = watch(&world.net.balancer);
+    kill_and_restart(world, &load)?;
+    pass(world, &load, AROUND, "with the new daemon")?;
+    let requests = load.finish()?;
+    note_requests(world, &requests);
+    note_link(world, &link, watch)?;
+    note_connections(world, kept, &flows)
+}
 
+fn kill_and_restart(world: &mut World<'_>, load: &Load) -> Result<()> {
     let pid = world.daemon.pid().unwrap_or_default();
     world
         .screen
         .see(&format!("the daemon is killed: kill -9 {pid}"));
     world.daemon.kill9()?;
-    let killed = Instant::now();
-    world.stop.pause(WITHOUT)?;
-    let (made, lost) = load.so_far();
-    world.screen.see(&format!(
-        "{} without a daemon: {made} requests so far, {}",
-        milliseconds(killed.elapsed()),
-        counted(lost, "failure", "failures")
-    ));
+    pass(world, load, WITHOUT, "without a daemon")?;
     let started = Instant::now();
     let restarted = world.daemon.restart();
+    // Ctrl-C in a terminal reaches the daemon too: that it ended is no fault.
     world.stop.check()?;
     restarted?;
     world.screen.see(&format!(
-        "the daemon is back as process {}, ready after {}",
+        "a daemon is started again: process {}, ready after {}",
         world.daemon.pid().unwrap_or_default(),
         milliseconds(started.elapsed())
     ));
-    world.stop.pause(AROUND)?;
+    Ok(())
+}
 
-    links(world, &link, watch)?;
-    connections(world, kept, &flows)?;
-    let requests = load.finish()?;
-    let lost = failed(&requests).count();
+/// Lets time pass, and tells each second how the load does.
+fn pass(world: &World<'_>, load: &Load, time: Duration, how: &str) -> Result<()> {
+    let (begun, (before, _)) = (Instant::now(), load.so_far());
+    while let left = time.saturating_sub(begun.elapsed())
+        && !left.is_zero()
+    {
+        world.stop.pause(left.min(Duration::from_secs(1)))?;
+        let (made, lost) = load.so_far();
+        world.screen.see(&format!(
+            "{:.0} s {how}: {} requests, {} since the beginning",
+            begun.elapsed().as_secs_f64(),
+            made - before,
+            counted(lost, "failure", "failures")
+        ));
+    }
+    Ok(())
+}
+
+fn note_requests(world: &mut World<'_>, requests: &[Request]) {
+    let lost = failed(requests).count();
     world.screen.see(&format!(
         "{} requests in all, {}; the slowest took {}",
         requests.len(),
         counted(lost, "failure", "failures"),
-        milliseconds(slowest(&requests))
+        milliseconds(slowest(requests))
     ));
-    if let Some(Err(reason)) = failed(&requests).next().map(|request| &request.outcome) {
+    if let Some(Err(reason)) = failed(requests).next().map(|request| &request.outcome) {
         world.screen.detail(&format!("the first said: {reason}"));
     }
     world.promises.note(
-        &format!("kill -9 and restart of the daemon: no request fails at {RATE}/s"),
+        &format!("kill -9 and restart of the daemon at {RATE} requests a second: none fails"),
         format!("{lost} of {} failed", requests.len()),
         lost == 0,
     );
-    Ok(())
 }
 
-/// Notes whether the program was attached all the time, by the same link.
-fn links(world: &mut World<'_>, before: &Value, watch: Watch) -> Result<()> {
+/// Whether the program was attached all the time, by the same link.
+fn note_link(
+    world: &mut World<'_>,
+    before: &Value,
+    watch: Background<(usize, usize)>,
+) -> Result<()> {
     let (looks, away) = watch.finish()?;
     let after = link(world)?;
+    let there = looks - away;
     world.screen.see(&format!(
-        "the XDP program was on eth0 at {} of {looks} looks; its link was number {} and is number {}",
-        looks - away,
-        before["id"],
-        after["id"]
+        "the XDP program was on eth0 at {there} of {looks} looks; its link was number {} and is number {}",
+        before["id"], after["id"]
     ));
     world.promises.note(
         "the XDP program never leaves the interface",
-        format!("attached at {} of {looks} looks, same link", looks - away),
+        format!("there at {there} of {looks} looks, by the same link"),
         looks > 0 && away == 0 && before["id"].is_u64() && before["id"] == after["id"],
     );
     Ok(())
 }
 
-/// Notes whether open connections go on, and are the same flows as before.
-fn connections(world: &mut World<'_>, kept: Kept, before: &BTreeMap<String, Value>) -> Result<()> {
+/// Whether open connections went on, and are the same flows as before.
+fn note_connections(
+    world: &mut World<'_>,
+    kept: Kept,
+    before: &BTreeMap<String, Value>,
+) -> Result<()> {
     let after = flows(world)?;
     let adopted = world.daemon.json(&["status"])?["adopted"] == true;
     let lives = kept.finish()?;
@@ -129,6 +155,7 @@ fn connections(world: &mut World<'_>, kept: Kept, before: &BTreeMap<String, Valu
             ""
         }
     ));
+    world.trouble(&lives);
     world.promises.note(
         "no flow is lost, and established connections go on",
         format!("{same} of {KEPT} flows kept, {well} of {KEPT} connections whole"),
@@ -164,50 +191,27 @@ fn link(world: &World<'_>) -> Result<Value> {
     serde_json::from_str(&text).context("bpftool printed no JSON")
 }
 
-/// Looks at the balancer's interface, again and again. Dropped, it ends soon.
-struct Watch {
-    going: Arc<AtomicBool>,
-    looks: Arc<AtomicUsize>,
-    thread: JoinHandle<usize>,
-}
-
-impl Watch {
-    fn start(balancer: &Host) -> Self {
-        let going = Arc::new(AtomicBool::new(true));
-        let looks = Arc::new(AtomicUsize::new(0));
-        let (asked, counted, host) = (Arc::clone(&going), Arc::clone(&looks), balancer.clone());
-        let thread = thread::spawn(move || {
-            let mut away = 0;
-            while asked.load(Ordering::Relaxed) {
-                let shown = host.run("ip", &["-json", "link", "show", "dev", "eth0"]);
-                let attached = shown.is_ok_and(|text| is_attached(&text));
-                away += usize::from(!attached);
-                counted.fetch_add(1, Ordering::Relaxed);
-                thread::sleep(Duration::from_millis(25));
-            }
-            away
-        });
-        Self {
-            going,
-            looks,
-            thread,
+/// Looks at the balancer's interface, again and again; tells how often it has
+/// looked, and how often there was no program.
+fn watch(balancer: &Host) -> Background<(usize, usize)> {
+    Background::start(balancer, |going| {
+        let (mut looks, mut away) = (0, 0);
+        while goes_on(going) {
+            let shown = Command::new("ip")
+                .args(["-json", "link", "show", "dev", "eth0"])
+                .output();
+            let attached = shown.is_ok_and(|shown| is_attached(&shown.stdout));
+            looks += 1;
+            away += usize::from(!attached);
+            thread::sleep(LOOK);
         }
-    }
-
-    /// How often it has looked, and how often there was no program.
-    fn finish(self) -> Result<(usize, usize)> {
-        self.going.store(false, Ordering::Relaxed);
-        let away = self
-            .thread
-            .join()
-            .map_err(|_| anyhow!("the watch over the link panicked"))?;
-        Ok((self.looks.load(Ordering::Relaxed), away))
-    }
+        (looks, away)
+    })
 }
 
 /// Whether `ip` shows an interface with an XDP program.
-fn is_attached(json: &str) -> bool {
-    serde_json::from_str::<Value>(json).is_ok_and(|links| links[0]["xdp"]["prog"]["id"].is_u64())
+fn is_attached(json: &[u8]) -> bool {
+    serde_json::from_slice::<Value>(json).is_ok_and(|links| links[0]["xdp"]["prog"]["id"].is_u64())
 }
 
 #[cfg(test)]
@@ -217,8 +221,8 @@ mod tests {
     #[test]
     fn an_interface_has_a_program_if_ip_names_its_number() {
         let with = r#"[{"ifname":"eth0","xdp":{"mode":1,"prog":{"id":7}}}]"#;
-        assert!(is_attached(with));
-        assert!(!is_attached(r#"[{"ifname":"eth0"}]"#));
-        assert!(!is_attached(""));
+        assert!(is_attached(with.as_bytes()));
+        assert!(!is_attached(br#"[{"ifname":"eth0"}]"#));
+        assert!(!is_attached(b""));
     }
 }

@@ -8,7 +8,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::{
     load::Request,
-    world::{WEIGHTS, World},
+    world::{WEIGHTS, World, counted},
 };
 
 const REQUESTS: usize = 600;
@@ -16,8 +16,9 @@ const REQUESTS: usize = 600;
 pub(crate) fn weights(world: &mut World<'_>) -> Result<()> {
     let clients = available_parallelism().map_or(1, usize::from).min(4);
     world.screen.see(&format!(
-        "{REQUESTS} requests, each over a new connection, from {clients} client(s) at once, \
-         each on a processor of its own"
+        "{REQUESTS} requests, each over a new connection, from {} at once, each on a processor \
+         of its own",
+        counted(clients, "client", "clients")
     ));
     let requests = ask(world, clients)?;
     let shares = world.shares(&requests, WEIGHTS);
