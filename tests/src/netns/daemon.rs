@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Host, Net, socket};
+use super::{Host, Net, socket, wait_until};
 
 /// How long a start or an end may take; the verifier alone takes seconds on a
 /// busy machine.
@@ -106,10 +106,18 @@ impl Daemon {
         )
     }
 
-    /// `lb run` as a command, for those who want to see it fail.
-    pub fn command(&self) -> Command {
-        let mut command = self.host.command(lb_binary());
+    /// `lb run` as a command.
+    fn command(&self) -> Command {
+        self.command_through(&[&lb_binary().display().to_string()])
+    }
+
+    /// `lb run` as a command, for those who want to see it fail: `words` are
+    /// the path of `lb`, after other programs that run it, if any.
+    pub fn command_through(&self, words: &[&str]) -> Command {
+        let (program, more) = words.split_first().expect("there is a program to run");
+        let mut command = self.host.command(program);
         command
+            .args(more)
             .args(["run", "--config"])
             .arg(&self.config)
             .args(&self.arguments)
@@ -190,6 +198,25 @@ impl Daemon {
         let text = self.lb(&[arguments, &["--json"]].concat())?;
         serde_json::from_str(&text)
             .with_context(|| format!("lb {} printed no JSON: {text}", arguments.join(" ")))
+    }
+
+    /// Runs a [`Self::command_through`] that is to end by itself; one that does
+    /// not is ended and is an error.
+    pub fn refused(&self, words: &[&str]) -> Result<Output> {
+        let mut child = self
+            .command_through(words)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let ended = wait_until("lb run refuses to start", BOUND, || {
+            Ok(child.try_wait()?.is_some())
+        });
+        if ended.is_err() {
+            child.kill()?;
+        }
+        let output = child.wait_with_output()?;
+        ended.with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+        Ok(output)
     }
 
     /// What it has logged.
