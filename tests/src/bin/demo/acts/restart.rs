@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
-use tests::netns::Host;
+use ::tests::netns::Host;
 
 use crate::{
     background::{Background, goes_on},
