@@ -21,7 +21,7 @@ use aya_log::EbpfLogger;
 use lb_common::abi::Settings;
 use log::{error, info, warn};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
@@ -91,6 +91,7 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
 /// Serves as the one daemon with these pins.
 async fn serve_locked(options: &Options, config: Config) -> anyhow::Result<()> {
     let node = config.node.clone();
+    let signals = Signals::listen()?;
     refuse_second(&node.control).await?;
     let listener = listen(&node.control)?;
     let mut undo = Undo::default();
@@ -104,9 +105,27 @@ async fn serve_locked(options: &Options, config: Config) -> anyhow::Result<()> {
             return Err(error);
         }
     };
-    let outcome = attend(options, controller, verdicts, listener).await;
+    let outcome = attend(options, controller, verdicts, listener, signals).await;
     let _ = fs::remove_file(&node.control);
     outcome
+}
+
+/// The signals that are obeyed. One that comes during the start is obeyed after
+/// it, so they are listened to before anything is changed.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
 }
 
 /// What a start has changed so far.
@@ -274,6 +293,7 @@ async fn attend(
     controller: Arc<Mutex<Controller>>,
     mut verdicts: mpsc::Receiver<Report>,
     listener: UnixListener,
+    mut signals: Signals,
 ) -> anyhow::Result<()> {
     let shared = api::Shared {
         controller: Arc::clone(&controller),
@@ -281,9 +301,6 @@ async fn attend(
     };
     let server = axum::serve(listener, api::router(shared));
     let server = tokio::spawn(server.into_future());
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
     let mut second = interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(MissedTickBehavior::Skip);
     info!(
@@ -306,9 +323,9 @@ async fn attend(
                 }
             }
             _ = second.tick() => controller.lock().await.sample(),
-            _ = hangup.recv() => reload(&controller, &options.config).await,
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            _ = signals.hangup.recv() => reload(&controller, &options.config).await,
+            _ = signals.terminate.recv() => break,
+            _ = signals.interrupt.recv() => break,
         }
     }
     server.abort();

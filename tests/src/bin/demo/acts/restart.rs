@@ -8,9 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ::tests::netns::Host;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
-use ::tests::netns::Host;
 
 use crate::{
     background::{Background, goes_on},
