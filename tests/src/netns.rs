@@ -57,7 +57,7 @@ use tempfile::TempDir;
 
 pub use daemon::{Daemon, lb_binary};
 pub use http::{Answer, Connection, HttpBackend, PATIENCE, Seeded, ask, tally};
-pub use snapshot::{Snapshot, differences, snapshot};
+pub use snapshot::{Snapshot, differences, lasting_differences, snapshot};
 pub use udp::{UdpEcho, ask_udp};
 
 /// Where iproute2 keeps the names of namespaces.

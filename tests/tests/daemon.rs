@@ -13,8 +13,8 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use tests::netns::{
-    Answer, Arms, CALM, Connection, Daemon, Family, HttpBackend, Net, Service, differences,
-    lb_binary, snapshot, tally, wait_until,
+    Answer, Arms, CALM, Connection, Daemon, Family, HttpBackend, Net, Service, Snapshot,
+    lasting_differences, lb_binary, snapshot, tally, wait_until,
 };
 
 /// How long something that takes milliseconds may take on a busy machine.
@@ -96,9 +96,8 @@ fn a_file_that_cannot_be_is_refused_and_nothing_is_changed() -> Result<()> {
         fs::write(&stage.balancer.config, text)?;
         let output = stage.balancer.refused(&[&lb()])?;
         one_complaint(bad.says, &output, bad.complaint)?;
-        let after = stage.snapshot()?;
         assert_eq!(
-            differences(&before, &after),
+            stage.changes_since(&before)?,
             Vec::<String>::new(),
             "{}",
             bad.says
@@ -158,8 +157,11 @@ fn a_host_that_cannot_is_told_so_and_nothing_is_changed() -> Result<()> {
     for (says, words, complaint) in hosts {
         let output = stage.balancer.refused(words)?;
         one_complaint(says, &output, complaint)?;
-        let after = stage.snapshot()?;
-        assert_eq!(differences(&before, &after), Vec::<String>::new(), "{says}");
+        assert_eq!(
+            stage.changes_since(&before)?,
+            Vec::<String>::new(),
+            "{says}"
+        );
     }
     Ok(())
 }
@@ -203,8 +205,11 @@ fn a_second_daemon_is_refused_and_does_not_disturb_the_first() -> Result<()> {
         fs::write(&second.config, text)?;
         let output = second.refused(&[&lb()])?;
         one_complaint(says, &output, complaint)?;
-        let after = stage.snapshot()?;
-        assert_eq!(differences(&before, &after), Vec::<String>::new(), "{says}");
+        assert_eq!(
+            stage.changes_since(&before)?,
+            Vec::<String>::new(),
+            "{says}"
+        );
         ensure!(
             !second.pins.exists(),
             "{says}: {:?} is left behind",
@@ -244,9 +249,8 @@ fn a_file_that_is_read_again_is_taken_whole_or_not_at_all() -> Result<()> {
             bad.says,
             &stage.balancer.logged()[logged..]
         );
-        let after = stage.snapshot()?;
         assert_eq!(
-            differences(&before, &after),
+            stage.changes_since(&before)?,
             Vec::<String>::new(),
             "{}",
             bad.says
@@ -276,7 +280,7 @@ fn a_file_that_is_read_again_is_taken_whole_or_not_at_all() -> Result<()> {
     assert_eq!(stage.tally(6)?, shares([3, 2, 1]), "by command");
     stage.still_there(&mut open)?;
     assert_eq!(
-        differences(&before, &stage.snapshot()?),
+        stage.changes_since(&before)?,
         Vec::<String>::new(),
         "the address is gone again"
     );
@@ -502,8 +506,12 @@ impl Stage {
         node + &self.service.toml(&self.net) + &self.other.toml(&self.net)
     }
 
-    fn snapshot(&self) -> Result<tests::netns::Snapshot> {
+    fn snapshot(&self) -> Result<Snapshot> {
         snapshot(&self.net.balancer, &self.balancer)
+    }
+
+    fn changes_since(&self, before: &Snapshot) -> Result<Vec<String>> {
+        lasting_differences(before, &self.net.balancer, &self.balancer)
     }
 
     fn tally(&self, requests: usize) -> Result<BTreeMap<String, usize>> {

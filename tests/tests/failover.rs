@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use tests::netns::{
     Answer, Arms, CALM, Connection, Daemon, Family, HttpBackend, Net, Service, ask, differences,
-    snapshot, tally, wait_until,
+    lasting_differences, snapshot, tally, wait_until,
 };
 
 /// How long a change that takes well under a second may take on a busy machine.
@@ -258,9 +258,8 @@ fn detach_on_exit_takes_everything_away_again_even_after_a_kill() -> Result<()> 
         }
         let status = balancer.stop()?;
         ensure!(status.success(), "lb run ended with {status}");
-        let after = snapshot(&net.balancer, &balancer)?;
         assert_eq!(
-            differences(&before, &after),
+            lasting_differences(&before, &net.balancer, &balancer)?,
             Vec::<String>::new(),
             "killed before: {killed}"
         );

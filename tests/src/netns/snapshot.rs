@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
@@ -13,6 +15,9 @@ pub type Snapshot = BTreeMap<String, String>;
 
 /// The settings of interfaces and of forwarding, below `/proc/sys/net`.
 const SETTINGS: [&str; 2] = ["ipv4/conf", "ipv6/conf"];
+
+/// The kernel's work that follows the end of a process is done long before.
+const SETTLED: Duration = Duration::from_secs(10);
 
 /// The state of the host, and of the daemon's pins and files in it.
 pub fn snapshot(host: &Host, daemon: &Daemon) -> Result<Snapshot> {
@@ -60,6 +65,20 @@ pub fn differences(before: &Snapshot, after: &Snapshot) -> Vec<String> {
     lines.sort();
     lines.dedup();
     lines
+}
+
+/// What still differs from `before` when the kernel has had time to settle: it
+/// takes a program off an interface a moment after the last descriptor of its
+/// link is closed.
+pub fn lasting_differences(before: &Snapshot, host: &Host, daemon: &Daemon) -> Result<Vec<String>> {
+    let deadline = Instant::now() + SETTLED;
+    loop {
+        let lines = differences(before, &snapshot(host, daemon)?);
+        if lines.is_empty() || Instant::now() > deadline {
+            return Ok(lines);
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn files(folder: &Path) -> Vec<PathBuf> {
