@@ -21,31 +21,27 @@ pub(crate) fn lint() -> Result<()> {
         "clippy",
         "--workspace",
         "--all-targets",
+        "--features",
+        "tests/bench",
         "--",
         "-Dwarnings",
     ]))?;
     report::step(
         "checking",
-        "lints of the XDP program itself, for its own target",
+        "lints of the XDP programs themselves, for their own target",
     );
+    lint_program("lb-ebpf", "kernel")?;
+    lint_program("lb-bench", "bench")
+}
+
+/// Lints a binary of `lb-ebpf`, which builds with this feature.
+fn lint_program(binary: &str, feature: &str) -> Result<()> {
     shell::run(
         shell::cargo()
-            .args([
-                "clippy",
-                "--package",
-                "lb-ebpf",
-                "--bin",
-                "lb-ebpf",
-                "--features",
-                "kernel",
-            ])
-            .args([
-                "--target",
-                "bpfel-unknown-none",
-                "-Zbuild-std=core",
-                "--",
-                "-Dwarnings",
-            ])
+            .args(["clippy", "--package", "lb-ebpf"])
+            .args(["--bin", binary, "--features", feature])
+            .args(["--target", "bpfel-unknown-none", "-Zbuild-std=core"])
+            .args(["--", "-Dwarnings"])
             .env("RUSTC_BOOTSTRAP", "1"),
     )
 }

@@ -11,7 +11,11 @@ pub(crate) fn run(arguments: &[OsString]) -> Result<()> {
     setup::ensure()?;
     sweep::leftovers()?;
     shell::run(shell::cargo().args(["build", "--package", "lb-userspace"]))?;
-    let tested = shell::run(shell::cargo().args(["test", "--workspace"]).args(arguments));
+    let tested = shell::run(
+        shell::cargo()
+            .args(["test", "--workspace", "--features", "tests/bench"])
+            .args(arguments),
+    );
     sweep::leftovers()?;
     tested
 }

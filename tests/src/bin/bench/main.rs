@@ -122,6 +122,8 @@ fn measure(arguments: &Arguments) -> Result<Report> {
             rows.push(row);
         }
     }
+    // Measured first, because few connections are known then; read last.
+    rows.sort_by_key(|row: &Row| row.begins);
     Ok(Report {
         machine,
         packets: arguments.packets,

@@ -13,6 +13,8 @@ use crate::machine::Machine;
 pub(crate) struct Row {
     /// The case's name.
     pub(crate) name: String,
+    /// Whether its packets begin connections.
+    pub(crate) begins: bool,
     /// Nanoseconds of the floor and of the whole, round by round.
     pub(crate) rounds: Vec<[u64; 2]>,
 }
@@ -48,6 +50,7 @@ impl Row {
     pub(crate) fn new(case: &Case) -> Self {
         Self {
             name: case.name.clone(),
+            begins: case.begins,
             rounds: Vec::new(),
         }
     }
@@ -215,8 +218,11 @@ of different machines are not to be compared.
 
 const NOTES: &str = "\"Known\" packets go from a client to a backend and \"reply\" packets back, by
 `full-nat` where nothing else is said. With many flows the time is that of the
-memory: the tables are larger than the caches. \"Noting the time\" is what
-one packet of a flow pays once a second. A new connection is two entries.
+memory: the tables are larger than the caches. \"Noting the time\" is what one
+packet of a flow pays once a second. A new connection is two entries, in tables
+that were emptied just before; where the table of unfinished connections is full,
+each entry also evicts one. Two runs of the same program differ by up to a tenth,
+depending on where the kernel puts its code.
 ";
 
 fn row_json(row: &Row) -> Value {
@@ -251,6 +257,7 @@ mod tests {
     fn the_floor_is_taken_off_round_by_round() {
         let row = Row {
             name: String::new(),
+            begins: false,
             rounds: vec![[10, 110], [90, 200], [20, 110]],
         };
         let net = row.net();
