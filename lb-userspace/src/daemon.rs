@@ -28,7 +28,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use crate::address::Addresses;
 use crate::api;
 use crate::config::{self, Config};
-use crate::controller::{self, Controller};
+use crate::controller::{self, Controller, Refusal};
 use crate::dataplane::{self, Dataplane, Sizes};
 use crate::health::{Checker, Report};
 use crate::host::{self, forwarding};
@@ -341,7 +341,10 @@ async fn reload(controller: &Mutex<Controller>, config: &Path) {
     match controller.lock().await.reload(config).await {
         Ok(changes) if changes.is_empty() => info!("reload: nothing changed"),
         Ok(changes) => changes.iter().for_each(|change| info!("reload: {change}")),
-        Err(error) => error!("reload refused, nothing changed: {error}"),
+        Err(Refusal::Failed(error)) => {
+            error!("reload did not get to its end: {error:#}; `lb status` shows what is in force");
+        }
+        Err(refusal) => error!("reload refused, nothing changed: {refusal}"),
     }
 }
 
