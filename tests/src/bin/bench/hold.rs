@@ -7,7 +7,6 @@ use lb_common::abi::Settings;
 use tests::network::LAN;
 
 use crate::cases::{Case, Tables, from_backend, from_client, plan};
-use crate::machine::available_memory;
 use crate::plan::{Plan, order};
 use crate::rig::Rig;
 use crate::scene::NAT4;
@@ -25,15 +24,12 @@ pub(crate) struct Held {
     pub(crate) entries: [usize; 2],
     /// Bytes of each table, as the kernel counts them.
     pub(crate) tables: Vec<(&'static str, u64)>,
-    /// How much less memory was to be had after all of it.
-    pub(crate) taken: u64,
     /// Nanoseconds of SYN, SYN-ACK and ACK, wrapper included, on average.
     pub(crate) handshake: [f64; 3],
 }
 
 /// Holds so many.
 pub(crate) fn run(settings: &Settings, connections: u32) -> Result<Held> {
-    let before = available_memory()?;
     let mut rig = Rig::new(settings, connections)?;
     let [begin, answer, prove] = handshake(settings, connections);
     let mut spent = [0.0; 3];
@@ -63,7 +59,6 @@ pub(crate) fn run(settings: &Settings, connections: u32) -> Result<Held> {
         connections,
         entries,
         tables: rig.memory()?,
-        taken: before.saturating_sub(available_memory()?),
         handshake: spent.map(|sum| sum / f64::from(connections)),
     })
 }

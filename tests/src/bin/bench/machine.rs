@@ -70,11 +70,6 @@ pub(crate) fn map_memory(map: &MapData) -> Result<u64> {
     field(&path, "memlock:")
 }
 
-/// How much memory programs could have, in bytes.
-pub(crate) fn available_memory() -> Result<u64> {
-    Ok(field("/proc/meminfo", "MemAvailable:")? * 1024)
-}
-
 /// The number after this word at the beginning of a line.
 fn field(path: &str, word: &str) -> Result<u64> {
     let text = read(path)?;

@@ -95,7 +95,6 @@ fn run(arguments: &Arguments) -> Result<()> {
 fn measure(arguments: &Arguments) -> Result<Report> {
     let machine = Machine::of_this_thread()?;
     let steady = settings()?;
-    // First, while nothing else has taken memory and is about to give it back.
     eprintln!("holding {} connections", cases::grouped(MAX_FLOWS));
     let held = hold::run(&steady, MAX_FLOWS)?;
     let mut rows = Vec::new();
