@@ -12,7 +12,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::{Address, Be16};
 
 /// The version of everything in this module.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// No service, or no backend: the packet ended before one was known.
 pub const NOBODY: u32 = u32::MAX;
@@ -42,6 +42,18 @@ pub mod forward {
     pub const FULL_NAT: u8 = 1;
     /// Only the destination rewritten; the backend sees the client's address.
     pub const NAT: u8 = 2;
+    /// Only the link addresses rewritten: the backend has the service's address
+    /// itself, and answers the client without the balancer.
+    pub const DSR: u8 = 3;
+    /// Wrapped in another IP header to the backend (RFC 2003, RFC 2473, RFC
+    /// 4213), which unwraps it and answers the client without the balancer.
+    pub const TUNNEL: u8 = 4;
+
+    /// Whether the balancer sees only the packets from the client.
+    #[inline(always)]
+    pub const fn one_way(forward: u8) -> bool {
+        forward == DSR || forward == TUNNEL
+    }
 }
 
 /// Who stands behind an [`Endpoint`].
@@ -50,6 +62,9 @@ pub mod role {
     pub const SERVICE: u8 = 1;
     /// A backend: packets from it may be answers.
     pub const BACKEND: u8 = 2;
+    /// The address of a service, whatever the port: an [`super::Endpoint`] with
+    /// port and protocol 0.
+    pub const ADDRESS: u8 = 4;
 }
 
 /// Who stands behind an [`Endpoint`]: the value of the `ENDPOINTS` table.
@@ -65,8 +80,9 @@ pub struct Party {
     pub forward: u8,
     /// Bits of [`role`].
     pub roles: u8,
-    /// Always zero.
-    pub zero: u16,
+    /// The largest TCP segment that either side of a connection may announce,
+    /// in bytes; 0 leaves it to them. Where `roles` has [`role::SERVICE`].
+    pub max_mss: u16,
 }
 
 /// A backend of a service: the value of the `BACKENDS` table, by number.
@@ -110,11 +126,13 @@ pub struct FlowKey {
     pub protocol: u32,
 }
 
-/// One direction of a translated connection: what becomes of a packet with
-/// the entry's [`FlowKey`].
+/// One direction of a connection: what becomes of a packet with the entry's
+/// [`FlowKey`].
 ///
-/// The other direction is another entry, and each can be rebuilt from the
-/// other (see [`crate::flow::twin`]).
+/// Of a translated connection the other direction is another entry, and each
+/// can be rebuilt from the other (see [`crate::flow::twin`]). Where the
+/// balancer sees one direction only (`dsr`, `tunnel`) there is no other entry,
+/// the packet keeps its addresses and ports, and `dst` is where it is taken.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Flow {
@@ -130,14 +148,37 @@ pub struct Flow {
     pub backend: u32,
     /// The service's number.
     pub service: u16,
-    /// Zero from the client to the backend, one from the backend to the client.
-    pub reply: u16,
+    /// One of [`forward`], and [`Flow::REPLY`] from the backend to the client.
+    pub kind: u16,
     /// What the change of addresses does to the IPv4 header checksum.
     pub ip_delta: u16,
     /// What the change of addresses and ports does to the transport checksum.
     pub transport_delta: u16,
     /// The part that changes while the connection lives.
     pub life: Life,
+}
+
+impl Flow {
+    /// From the backend to the client; a bit of [`Self::kind`].
+    pub const REPLY: u16 = 1 << 15;
+
+    /// Whether it leads from the backend to the client.
+    #[inline(always)]
+    pub const fn is_reply(&self) -> bool {
+        self.kind & Self::REPLY != 0
+    }
+
+    /// One of [`forward`].
+    #[inline(always)]
+    pub const fn forward(&self) -> u8 {
+        self.kind as u8
+    }
+
+    /// Whether there is no entry for the other direction.
+    #[inline(always)]
+    pub const fn one_way(&self) -> bool {
+        forward::one_way(self.forward())
+    }
 }
 
 /// How a connection stands: the part of a [`Flow`] written in place.
@@ -152,6 +193,58 @@ pub struct Life {
     pub proof: u32,
     /// Bits of [`crate::flow`].
     pub state: u32,
+    /// Always zero.
+    pub zero: u32,
+}
+
+/// What the fragments of one datagram have in common: the key of the
+/// `FRAGMENTS` table (RFC 791, section 3.2; RFC 8200, section 4.5).
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct FragmentKey {
+    /// Source address.
+    pub src: Address,
+    /// Destination address.
+    pub dst: Address,
+    /// The identification, as a number; 16 bits of it with IPv4.
+    pub id: u32,
+    /// [`TCP`] or [`UDP`].
+    pub protocol: u32,
+}
+
+/// What the first fragment of a datagram said, for those that follow it: the
+/// value of the `FRAGMENTS` table.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Fragment {
+    /// Source port.
+    pub src_port: Be16,
+    /// Destination port.
+    pub dst_port: Be16,
+    /// The identification on the way out, as a number: translation may bring
+    /// datagrams of several senders under one source address.
+    pub id: u32,
+    /// When the first fragment came, in kernel ticks, the low 32 bits.
+    pub seen: u32,
+    /// One if the datagram is for a service, zero if it is the host's.
+    pub ours: u32,
+}
+
+/// A device and the tags of some of the frames on it. The key of the
+/// `INTERFACES` table, whose value is the index of the interface that the host
+/// has for such frames; and the value of the `EXITS` table, whose key is the
+/// index of an interface that sends such frames. Tags are as they stand in a
+/// frame, four bytes each (protocol and control information), with priority
+/// bits zero; a tag that is not there is zero.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct Tagged {
+    /// The index of the device.
+    pub device: u32,
+    /// The outer tag.
+    pub outer: u32,
+    /// The inner tag.
+    pub inner: u32,
     /// Always zero.
     pub zero: u32,
 }
@@ -203,6 +296,38 @@ pub struct Settings {
     pub port_count: u32,
     /// Mixed into the choice of ports, so that outsiders cannot steer it.
     pub seed: u32,
+    /// How many ICMP errors each CPU may send within [`Self::refresh_ticks`].
+    pub error_limit: u32,
+    /// One if frames come in by members of an interface (a bond), so that the
+    /// `INTERFACES` table is asked even where there is no tag.
+    pub members: u32,
+    /// How many low bits of [`Self::tunnel_v4`] vary with the flow.
+    pub tunnel_v4_bits: u32,
+    /// How many low bits of [`Self::tunnel_v6`] vary with the flow, at most 32.
+    pub tunnel_v6_bits: u32,
+    /// The first of the outer source addresses of tunnels over IPv4.
+    pub tunnel_v4: Address,
+    /// The first of the outer source addresses of tunnels over IPv6.
+    pub tunnel_v6: Address,
+}
+
+impl Settings {
+    /// No ports, no limit for ICMP errors, no bonds; the outer source addresses
+    /// of tunnels from prefixes that nobody has: 198.18.0.0/16 (RFC 2544) and
+    /// 100::/64 (RFC 6666).
+    pub const PLAIN: Self = Self {
+        refresh_ticks: 0,
+        idle_ticks: 0,
+        first_port: 0,
+        port_count: 0,
+        seed: 0,
+        error_limit: u32::MAX,
+        members: 0,
+        tunnel_v4_bits: 16,
+        tunnel_v6_bits: 32,
+        tunnel_v4: Address::v4([198, 18, 0, 0]),
+        tunnel_v6: Address::v6(&[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+    };
 }
 
 /// A schedule as the data path reads it: an array of 64-bit words in a map of
@@ -228,5 +353,8 @@ const _: () = {
     assert!(size_of::<Life>() == 16);
     assert!(size_of::<Traffic>() == 40);
     assert!(size_of::<DropKey>() == 16);
-    assert!(size_of::<Settings>() == 20);
+    assert!(size_of::<FragmentKey>() == 40);
+    assert!(size_of::<Fragment>() == 16);
+    assert!(size_of::<Tagged>() == 16);
+    assert!(size_of::<Settings>() == 68);
 };

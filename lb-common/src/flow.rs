@@ -108,7 +108,7 @@ pub const fn twin(key: &FlowKey, flow: &Flow) -> Flow {
         // The reverse change is the ones' complement of the change.
         ip_delta: !flow.ip_delta,
         transport_delta: !flow.transport_delta,
-        reply: 1 - flow.reply,
+        kind: flow.kind ^ Flow::REPLY,
         ..*flow
     }
 }

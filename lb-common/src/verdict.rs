@@ -66,9 +66,9 @@ macro_rules! verdicts {
 
 verdicts! {
     0 NotIp "not_ip" Pass
-        "Neither IPv4 nor IPv6 (ARP, LLDP, VLAN-tagged …): left to the host."
+        "Neither IPv4 nor IPv6, tagged or not (ARP, LLDP, MPLS …): left to the host."
     1 NotTransport "not_transport" Pass
-        "IP, but neither TCP nor UDP right behind the IP header (ICMP, VRRP, IPv6 extension headers …): left to the host."
+        "IP, but neither TCP nor UDP nor ICMP about them (VRRP, ESP, neighbour discovery …): left to the host."
     2 NoService "no_service" Pass
         "Not for any service and not an answer from a backend: left to the host."
     3 Truncated "truncated" Pass
@@ -76,7 +76,7 @@ verdicts! {
     4 BadHeader "bad_header" Pass
         "The IP header contradicts itself (version or header length): left to the host, which discards it."
     5 LaterFragment "later_fragment" Pass
-        "A fragment other than the first has no ports: left to the host. Set the backends' and clients' MTU so that they need not fragment."
+        "A later fragment of a datagram that is not for a service: left to the host, like the first."
     6 ForwardTx "forward_tx" Transmit
         "From a client to a backend, out of the interface it came in on."
     7 ForwardRedirect "forward_redirect" Redirect
@@ -93,10 +93,10 @@ verdicts! {
         "The IP length is longer than the frame or shorter than its own headers: damaged or forged."
     13 ShortTransport "short_transport" Drop
         "The frame ends inside the TCP or UDP header: damaged or forged."
-    14 Fragment "fragment" Drop
-        "The first fragment of a fragmented packet to a service: fragments are not forwarded. Lower the sender's MTU."
+    14 FragmentOutOfOrder "fragment_out_of_order" Drop
+        "A later fragment to a service's address, whose first fragment, which has the ports, came after it or not at all. Many mean that something on the way puts fragments out of order, or loses them; lower the sender's MTU."
     15 TtlExpired "ttl_expired" Drop
-        "The TTL or hop limit ran out here: a routing loop, or a traceroute."
+        "The TTL or hop limit ran out here, and the sender was not told, because too many were told within this second or because nobody may be told of such a packet."
     16 BadSource "bad_source" Drop
         "The source address can belong to no sender (unspecified, loopback, multicast or broadcast): forged."
     17 BadFlags "bad_flags" Drop
@@ -114,7 +114,7 @@ verdicts! {
     23 NoRoute "no_route" Drop
         "The host's routing table forbids the way to the destination (a blackhole, prohibit or unreachable route): see `ip route get`."
     24 TooBig "too_big" Drop
-        "Larger than the MTU on the way out: make the MTUs equal, or lower the sender's MSS."
+        "Larger than the MTU on the way out, and the sender was not told, because too many were told within this second or because nobody may be told of such a packet. Make the MTUs equal, or set max_mss."
     25 EgressNotAttached "egress_not_attached" Drop
         "The way out is an interface that the balancer is not attached to: add it to node.interfaces."
     26 ForwardingDisabled "forwarding_disabled" Drop
@@ -123,6 +123,28 @@ verdicts! {
         "The schedule named a backend that its table does not hold: a fault of the balancer, please report it."
     28 TupleTaken "tuple_taken" Drop
         "In nat mode, the backend already has a connection from this client address and port through another service address: give each service its own backend port, or use `full-nat`."
+    29 EchoReply "echo_reply" Transmit
+        "A ping to a service's address, answered here."
+    30 TtlExpiredTold "ttl_expired_told" Transmit
+        "The TTL or hop limit of a packet for a service ran out here, and the sender was told (ICMP time exceeded): a traceroute, or a routing loop."
+    31 TooBigTold "too_big_told" Transmit
+        "A packet for a service is larger than the MTU on the way out, and the sender was told by how much (ICMP fragmentation needed, ICMPv6 packet too big): it sends smaller ones from now on."
+    32 IcmpErrorTx "icmp_error_tx" Transmit
+        "An ICMP error about a packet of a flow, carried to the end that had sent that packet, out of the interface it came in on."
+    33 IcmpErrorRedirect "icmp_error_redirect" Redirect
+        "An ICMP error about a packet of a flow, carried to the end that had sent that packet, out of another interface."
+    34 IcmpErrorNoFlow "icmp_error_no_flow" Pass
+        "An ICMP error about a packet of a service, but of no flow that is known: left to the host."
+    35 FragmentedByHost "fragmented_by_host" Pass
+        "Larger than the MTU on the way out, and may be fragmented: made ready and given to the host's stack, which cuts it up and sends it on."
+    36 NeighbourUnknown "neighbour_unknown" Drop
+        "In dsr mode, the backend's link address is not known (yet), and the host's stack cannot be asked to send the packet: the controller asks for the address. A few after a start are normal; many mean that the backend does not answer ARP or neighbour discovery."
+    37 NotOnLink "not_on_link" Drop
+        "In dsr mode, the way to the backend leads through a router, which would send the packet back here: attach the balancer to the backend's network, or use `tunnel`."
+    38 ExtensionHeaders "extension_headers" Pass
+        "IPv6 with more or longer extension headers than are looked through: left to the host."
+    39 NoHeadroom "no_headroom" Drop
+        "The driver leaves no room in front of the frame for another header: attach in generic mode, or use a mode without encapsulation."
 }
 
 /// Capacity of the table of verdict counters; a power of two, so that the

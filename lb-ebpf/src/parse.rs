@@ -67,7 +67,7 @@ impl Parsed {
             size_of::<UdpHdr>()
         };
         if self.fragmented != 0 {
-            Err(Verdict::Fragment)
+            Err(Verdict::FragmentOutOfOrder)
         } else if frame < self.transport + header {
             Err(Verdict::ShortTransport)
         } else if IP + self.ip_length > frame || IP + self.ip_length < self.transport + header {

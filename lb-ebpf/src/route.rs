@@ -39,7 +39,7 @@ pub fn route(
     };
     match tables.next_hop(&query) {
         Ok(hop) if hop.egress == ingress => {
-            let verdict = if flow.reply == 0 {
+            let verdict = if !flow.is_reply() {
                 Verdict::ForwardTx
             } else {
                 Verdict::ReplyTx
@@ -50,7 +50,7 @@ pub fn route(
             })
         }
         Ok(hop) if tables.redirect(hop.egress) => {
-            let verdict = if flow.reply == 0 {
+            let verdict = if !flow.is_reply() {
                 Verdict::ForwardRedirect
             } else {
                 Verdict::ReplyRedirect

@@ -70,7 +70,7 @@ impl Attribution {
     fn flow(&mut self, flow: &Flow) {
         self.service = u32::from(flow.service);
         self.backend = flow.backend;
-        self.reply = flow.reply != 0;
+        self.reply = flow.is_reply();
     }
 }
 
@@ -106,14 +106,14 @@ impl Segment {
 
     #[inline(always)]
     const fn state_after(&self, flow: &Flow) -> u32 {
-        follow(flow.life.state, flow.reply != 0, self.flags)
+        follow(flow.life.state, flow.is_reply(), self.flags)
     }
 
     /// Whether this asks for a new connection where the old one has ended: a
     /// client that uses its port again.
     #[inline(always)]
     const fn reopens(&self, flow: &Flow) -> bool {
-        flow.reply == 0 && ended(flow.life.state) && opens(self.flags)
+        !flow.is_reply() && ended(flow.life.state) && opens(self.flags)
     }
 }
 
@@ -353,7 +353,7 @@ fn begin(
     flow.dst_port = backend.port;
     flow.backend = number;
     flow.service = service.service as u16;
-    flow.reply = 0;
+    flow.kind = u16::from(service.forward);
     flow.life = Life {
         seen: tables.now(),
         proof: 0,

@@ -245,6 +245,7 @@ fn settings() -> anyhow::Result<Settings> {
         first_port: u32::from(ports.first),
         port_count: u32::from(ports.count),
         seed: u32::from_ne_bytes(seed),
+        ..Settings::PLAIN
     })
 }
 

@@ -272,7 +272,7 @@ fn join(
         service: NOBODY,
         forward: 0,
         roles: 0,
-        zero: 0,
+        max_mss: 0,
     });
     party.roles |= role;
     if let Some((number, forward)) = service {

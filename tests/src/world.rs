@@ -20,6 +20,7 @@ pub const STEADY: Settings = Settings {
     first_port: 40_000,
     port_count: 1,
     seed: 7,
+    ..Settings::PLAIN
 };
 
 /// How many services and how many backends the tables have room for.
@@ -129,7 +130,7 @@ impl World {
                 service: service.number,
                 forward: service.forward,
                 roles: endpoint,
-                zero: 0,
+                max_mss: 0,
             };
             let listen = endpoint(service.listen, service.protocol);
             let address = Endpoint {
@@ -147,7 +148,7 @@ impl World {
                     service: 0,
                     forward: 0,
                     roles: 0,
-                    zero: 0,
+                    max_mss: 0,
                 });
             party.roles |= role::BACKEND;
         }

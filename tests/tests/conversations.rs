@@ -188,7 +188,7 @@ fn from_backend(rng: &mut Rng, state: &State) -> Option<Frame> {
     let replies: Vec<&FlowKey> = [&state.established, &state.unfinished]
         .into_iter()
         .flatten()
-        .filter(|(_, flow)| flow.reply == 1)
+        .filter(|(_, flow)| flow.is_reply())
         .map(|(key, _)| key)
         .collect();
     let key = rng.choice(replies)?;

@@ -60,13 +60,7 @@ pub(crate) unsafe fn draft<'a>() -> Option<&'a mut Draft> {
 
 /// Set by the loader; read-only data, so constants to the verifier.
 #[unsafe(no_mangle)]
-static SETTINGS: Settings = Settings {
-    refresh_ticks: 0,
-    idle_ticks: 0,
-    first_port: 0,
-    port_count: 0,
-    seed: 0,
-};
+static SETTINGS: Settings = Settings::PLAIN;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;

@@ -73,7 +73,7 @@ impl Flows {
                 .filter_map(Result::ok)
                 .filter_map(move |(key, flow)| {
                     let flow: Flow = pod_read_unaligned(&flow);
-                    (flow.reply == 0).then(|| (pod_read_unaligned(&key), flow, established))
+                    (!flow.is_reply()).then(|| (pod_read_unaligned(&key), flow, established))
                 })
         })
     }

@@ -62,8 +62,8 @@ fn whole(cast: &Cast, protocol: u8, mode: u8, one_arm: bool) -> Case {
         .then("both halves, each the other's", move |state| {
             let forward = state.established.get(&keys.0);
             let reply = state.established.get(&keys.1);
-            forward.is_some_and(|flow| flow.reply == 0 && flow.backend == 0)
-                && reply.is_some_and(|flow| flow.reply == 1 && flow.src == keys.0.dst)
+            forward.is_some_and(|flow| !flow.is_reply() && flow.backend == 0)
+                && reply.is_some_and(|flow| flow.is_reply() && flow.src == keys.0.dst)
         })
         .client_sends(&talk, |frame| {
             frame.with(tcp_flag::ACK).payload(b"GET / HTTP/1.1\r\n\r\n")

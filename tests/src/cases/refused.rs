@@ -204,7 +204,7 @@ fn fragment() -> Case {
         "the first fragment to a service ends here; of a later one nobody can tell whose it is",
         V4.world(UDP, forward::FULL_NAT),
     )
-    .leaves_alone(&WAN, &first, Verdict::Fragment)
+    .leaves_alone(&WAN, &first, Verdict::FragmentOutOfOrder)
     .leaves_alone(&WAN, &last, Verdict::LaterFragment)
     .then_turns(0)
 }
@@ -217,7 +217,11 @@ fn known_but_damaged() -> Case {
         V4.world(TCP, forward::FULL_NAT),
     )
     .handshake(&talk)
-    .leaves_alone(&WAN, &data.clone().fragment(0, true), Verdict::Fragment)
+    .leaves_alone(
+        &WAN,
+        &data.clone().fragment(0, true),
+        Verdict::FragmentOutOfOrder,
+    )
     .leaves_alone(
         &WAN,
         &data.clone().claims_ip_length(400),

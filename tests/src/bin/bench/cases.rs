@@ -174,13 +174,7 @@ fn arp() -> Case {
     }
 }
 
-const EMPTY: Settings = Settings {
-    refresh_ticks: 0,
-    idle_ticks: 0,
-    first_port: 0,
-    port_count: 0,
-    seed: 0,
-};
+const EMPTY: Settings = Settings::PLAIN;
 
 /// A frame of connection 0 from its client.
 pub(crate) fn from_client(service: &Service) -> Frame {

@@ -142,6 +142,7 @@ fn settings() -> Result<Settings> {
         first_port: u32::from(ports.first),
         port_count: u32::from(ports.count),
         seed: 0x5eed,
+        ..Settings::PLAIN
     })
 }
 

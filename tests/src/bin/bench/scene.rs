@@ -143,7 +143,7 @@ impl Service {
             dst_port: Be16::new(backend.port()),
             backend: self.first + place,
             service: self.number as u16,
-            reply: 0,
+            kind: u16::from(self.forward),
             ip_delta: 0,
             transport_delta: 0,
             life: Life {
@@ -173,7 +173,7 @@ impl Service {
                 service: self.number,
                 forward: self.forward,
                 roles,
-                zero: 0,
+                max_mss: 0,
             },
             fresh: false,
         };
