@@ -4,20 +4,26 @@
 //! Ethernet frame: lengths and checksums are filled in when the bytes are
 //! made, unless the sentence says that they lie (`claims_…`). Checksums are
 //! full sums ([`crate::checksum`]).
+//!
+//! The sentence is heard from its beginning: what is said after
+//! [`Frame::inside`] is said of the outer packet, a tag that is added after
+//! [`Frame::padded_to`] makes the frame longer, and a [`Frame::piece`] is one
+//! of the packet as it was until then.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 
 use lb_common::abi::{FlowKey, TCP, UDP};
-use lb_common::flow::tcp_flag;
 use lb_common::{Address, Be16};
 
-use crate::checksum::{ones_complement, pseudo_header};
+mod icmp;
+mod ip;
+mod link;
+mod transport;
+mod tunnel;
 
-/// A link address.
-pub type Link = [u8; 6];
-
-const IPV4: u16 = 0x0800;
-const IPV6: u16 = 0x86dd;
+pub use icmp::{IcmpError, icmp, icmp_error, ping};
+pub use link::Link;
 
 /// A frame to be.
 #[derive(Clone, Debug)]
@@ -25,18 +31,31 @@ pub struct Frame {
     from: SocketAddr,
     to: SocketAddr,
     links: [Link; 2],
+    tags: Vec<link::Tag>,
     protocol: u8,
     ttl: u8,
     tos: u8,
+    flow_label: u32,
+    identification: u32,
+    dont_fragment: bool,
+    /// As IPv4 writes it: more to come, and the place in units of eight bytes.
+    fragment: u16,
+    /// The only bytes behind the header (IPv6: the fragment header) that it
+    /// has, if not all.
+    piece: Option<Range<usize>>,
+    ip_options: Vec<u8>,
+    extensions: Vec<ip::Extension>,
     flags: u8,
     sequence: u32,
     acknowledged: u32,
-    payload: Vec<u8>,
-    ip_options: Vec<u8>,
     tcp_options: Vec<u8>,
     no_checksum: bool,
-    fragment: u16,
+    /// Type, code, and the four bytes behind the checksum.
+    icmp: (u8, u8, [u8; 4]),
+    payload: Vec<u8>,
     claimed: Claims,
+    /// What is behind the IP packet, before padding.
+    trail: Vec<u8>,
     padded_to: usize,
     cut_to: Option<usize>,
 }
@@ -49,21 +68,32 @@ struct Claims {
     header_words: Option<u8>,
     ip_length: Option<u16>,
     next_header: Option<u8>,
+    tcp_words: Option<u8>,
+    checksum: Option<u16>,
 }
 
 /// A TCP segment without flags or payload.
 pub fn tcp(from: &str, to: &str) -> Frame {
-    Frame::new(TCP, from, to)
+    Frame::new(TCP, end(from), end(to))
 }
 
 /// A UDP datagram without payload.
 pub fn udp(from: &str, to: &str) -> Frame {
-    Frame::new(UDP, from, to)
+    Frame::new(UDP, end(from), end(to))
 }
 
 /// An end as it is written: `10.0.0.1:80` or `[fd00::1]:80`.
 pub fn end(text: &str) -> SocketAddr {
     text.parse().expect("an end is an address and a port")
+}
+
+/// The end of a packet without ports: `10.0.0.1` or `fd00::1`. That of one
+/// with ports will do.
+fn host(text: &str) -> SocketAddr {
+    match text.parse::<IpAddr>() {
+        Ok(ip) => SocketAddr::new(ip, 0),
+        Err(_) => SocketAddr::new(end(text).ip(), 0),
+    }
 }
 
 /// The key of a flow between two ends.
@@ -90,118 +120,44 @@ pub fn along(key: &FlowKey) -> Frame {
 }
 
 impl Frame {
-    fn new(protocol: u8, from: &str, to: &str) -> Self {
+    fn new(protocol: u8, from: SocketAddr, to: SocketAddr) -> Self {
+        assert_eq!(
+            from.is_ipv4(),
+            to.is_ipv4(),
+            "{from} and {to} are of different families"
+        );
         Self {
-            from: end(from),
-            to: end(to),
+            from,
+            to,
             links: [[0x02, 0, 0, 0, 0, 0xaa], [0x02, 0, 0, 0, 0, 0xbb]],
+            tags: Vec::new(),
             protocol,
             ttl: 64,
             tos: 0,
+            flow_label: 0xa_bcde,
+            identification: 0x1234,
+            dont_fragment: false,
+            fragment: 0,
+            piece: None,
+            ip_options: Vec::new(),
+            extensions: Vec::new(),
             flags: 0,
             sequence: 0x0102_0304,
             acknowledged: 0,
-            payload: Vec::new(),
-            ip_options: Vec::new(),
             tcp_options: Vec::new(),
             no_checksum: false,
-            fragment: 0,
+            icmp: (0, 0, [0; 4]),
+            payload: Vec::new(),
             claimed: Claims::default(),
+            trail: Vec::new(),
             padded_to: 0,
             cut_to: None,
         }
     }
 
-    /// With SYN.
-    pub fn syn(self) -> Self {
-        self.flags(tcp_flag::SYN)
-    }
-
-    /// With SYN and ACK of this number.
-    pub fn syn_ack(self, acknowledged: u32) -> Self {
-        self.ack(acknowledged).with(tcp_flag::SYN)
-    }
-
-    /// With ACK of this number.
-    pub fn ack(mut self, acknowledged: u32) -> Self {
-        self.acknowledged = acknowledged;
-        self.flags(tcp_flag::ACK)
-    }
-
-    /// With FIN and ACK.
-    pub fn fin(self) -> Self {
-        self.flags(tcp_flag::FIN | tcp_flag::ACK)
-    }
-
-    /// With RST.
-    pub fn rst(self) -> Self {
-        self.flags(tcp_flag::RST)
-    }
-
-    /// With exactly these TCP flags.
-    pub fn flags(mut self, flags: u8) -> Self {
-        self.flags = flags;
-        self
-    }
-
-    /// With these TCP flags too.
-    pub fn with(self, flags: u8) -> Self {
-        let all = self.flags | flags;
-        self.flags(all)
-    }
-
-    /// With this sequence number.
-    pub fn seq(mut self, sequence: u32) -> Self {
-        self.sequence = sequence;
-        self
-    }
-
-    /// With this TTL or hop limit.
-    pub fn ttl(mut self, ttl: u8) -> Self {
-        self.ttl = ttl;
-        self
-    }
-
-    /// With this DSCP and ECN byte.
-    pub fn tos(mut self, tos: u8) -> Self {
-        self.tos = tos;
-        self
-    }
-
     /// With this payload.
     pub fn payload(mut self, payload: &[u8]) -> Self {
         self.payload = payload.to_vec();
-        self
-    }
-
-    /// With these IPv4 options, a multiple of four bytes.
-    pub fn ip_options(mut self, options: &[u8]) -> Self {
-        self.ip_options = options.to_vec();
-        self
-    }
-
-    /// With these TCP options, a multiple of four bytes.
-    pub fn tcp_options(mut self, options: &[u8]) -> Self {
-        self.tcp_options = options.to_vec();
-        self
-    }
-
-    /// UDP that carries no checksum.
-    pub fn without_checksum(mut self) -> Self {
-        self.no_checksum = true;
-        self
-    }
-
-    /// A fragment of a larger packet: its place in units of eight bytes, and
-    /// whether more follow (IPv4).
-    pub fn fragment(mut self, offset: u16, more: bool) -> Self {
-        self.fragment = offset | u16::from(more) << 13;
-        self
-    }
-
-    /// Padded behind the IP packet to a frame of this length.
-    pub fn padded_to(mut self, length: usize) -> Self {
-        self.padded_to = length;
         self
     }
 
@@ -211,40 +167,10 @@ impl Frame {
         self
     }
 
-    /// Says in its Ethernet header that it carries this.
-    pub fn claims_ether_type(mut self, ether_type: u16) -> Self {
-        self.claimed.ether_type = Some(ether_type);
-        self
-    }
-
-    /// Says that it is of this IP version.
-    pub fn claims_version(mut self, version: u8) -> Self {
-        self.claimed.version = Some(version);
-        self
-    }
-
-    /// Says that its IPv4 header has this many 32-bit words.
-    pub fn claims_header_words(mut self, words: u8) -> Self {
-        self.claimed.header_words = Some(words);
-        self
-    }
-
-    /// Says that its IP packet (IPv6: its payload) has this length.
-    pub fn claims_ip_length(mut self, length: u16) -> Self {
-        self.claimed.ip_length = Some(length);
-        self
-    }
-
-    /// Says that this protocol follows the IP header.
-    pub fn claims_next_header(mut self, protocol: u8) -> Self {
-        self.claimed.next_header = Some(protocol);
-        self
-    }
-
     /// The same between other ends, as a translation leaves it.
     pub fn between(mut self, from: &str, to: &str) -> Self {
-        self.from = end(from);
-        self.to = end(to);
+        let read = if self.has_ports() { end } else { host };
+        (self.from, self.to) = (read(from), read(to));
         self
     }
 
@@ -252,16 +178,16 @@ impl Frame {
     /// TTL.
     pub fn sent_on(mut self, hop: [Link; 2]) -> Self {
         self.ttl -= 1;
-        self.links = hop;
-        self
+        self.over(hop)
     }
 
-    /// The same with the payload that makes its own checksum come out as zero.
-    pub fn balanced_to_zero(self) -> Self {
-        let probe = self.payload(&[0, 0]);
-        let sum = !ones_complement(&[&probe.pseudo_header(), &probe.transport(0)]);
-        // The free word takes up what the sum lacks to all ones.
-        probe.payload(&sum.to_be_bytes())
+    /// What the receiver sends back: ends and link addresses swapped, and an
+    /// echo request become its reply.
+    pub fn answered(mut self) -> Self {
+        (self.from, self.to) = (self.to, self.from);
+        self.links.reverse();
+        self.icmp.0 = icmp::answer(self.protocol, self.icmp.0);
+        self
     }
 
     /// The payload.
@@ -271,104 +197,16 @@ impl Frame {
 
     /// The bytes on the wire.
     pub fn bytes(&self) -> Vec<u8> {
-        let v4 = self.from.is_ipv4();
-        let ether_type = self
-            .claimed
-            .ether_type
-            .unwrap_or(if v4 { IPV4 } else { IPV6 });
-        let [src, dst] = self.links;
-        let mut frame = [&dst[..], &src[..], &ether_type.to_be_bytes()].concat();
-        let transport = self.transport(self.checksum());
-        let ip = if v4 {
-            self.ipv4(transport.len())
-        } else {
-            self.ipv6(transport.len())
-        };
-        frame.extend(ip);
-        frame.extend(transport);
+        let mut frame = self.link_header();
+        frame.extend(self.packet());
+        frame.extend(&self.trail);
         if frame.len() < self.padded_to {
-            frame.resize(self.padded_to, 0xee);
+            frame.resize(self.padded_to, link::PADDING);
         }
         if let Some(length) = self.cut_to {
             frame.truncate(length);
         }
         frame
-    }
-
-    fn ipv4(&self, transport: usize) -> Vec<u8> {
-        let length = 20 + self.ip_options.len();
-        let words = self.claimed.header_words.unwrap_or((length / 4) as u8);
-        let mut header = vec![self.claimed.version.unwrap_or(4) << 4 | words, self.tos];
-        let total = (length + transport) as u16;
-        header.extend(self.claimed.ip_length.unwrap_or(total).to_be_bytes());
-        header.extend([0x12, 0x34]);
-        header.extend(self.fragment.to_be_bytes());
-        header.extend([self.ttl, self.claimed.next_header.unwrap_or(self.protocol)]);
-        header.extend([0, 0]);
-        header.extend(octets(self.from.ip()));
-        header.extend(octets(self.to.ip()));
-        header.extend(&self.ip_options);
-        let sum = ones_complement(&[&header]);
-        header[10..12].copy_from_slice(&(!sum).to_be_bytes());
-        header
-    }
-
-    fn ipv6(&self, transport: usize) -> Vec<u8> {
-        let version = self.claimed.version.unwrap_or(6);
-        let mut header = vec![
-            version << 4 | self.tos >> 4,
-            self.tos << 4 | 0x0a,
-            0xbc,
-            0xde,
-        ];
-        let length = self.claimed.ip_length.unwrap_or(transport as u16);
-        header.extend(length.to_be_bytes());
-        header.extend([self.claimed.next_header.unwrap_or(self.protocol), self.ttl]);
-        header.extend(octets(self.from.ip()));
-        header.extend(octets(self.to.ip()));
-        header
-    }
-
-    fn transport(&self, check: u16) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        bytes.extend(self.from.port().to_be_bytes());
-        bytes.extend(self.to.port().to_be_bytes());
-        if self.protocol == TCP {
-            bytes.extend(self.sequence.to_be_bytes());
-            bytes.extend(self.acknowledged.to_be_bytes());
-            let words = 5 + (self.tcp_options.len() / 4) as u8;
-            bytes.extend([words << 4, self.flags, 0xfa, 0xf0]);
-            bytes.extend(check.to_be_bytes());
-            bytes.extend([0, 0]);
-            bytes.extend(&self.tcp_options);
-        } else {
-            bytes.extend((8 + self.payload.len() as u16).to_be_bytes());
-            bytes.extend(check.to_be_bytes());
-        }
-        bytes.extend(&self.payload);
-        bytes
-    }
-
-    fn checksum(&self) -> u16 {
-        if self.no_checksum {
-            return 0;
-        }
-        let check = !ones_complement(&[&self.pseudo_header(), &self.transport(0)]);
-        if check == 0 && self.protocol == UDP {
-            0xffff
-        } else {
-            check
-        }
-    }
-
-    fn pseudo_header(&self) -> Vec<u8> {
-        let length = self.transport(0).len() as u32;
-        pseudo_header(
-            &octets(self.from.ip()),
-            &octets(self.to.ip()),
-            self.protocol,
-            length,
-        )
     }
 }
 
@@ -409,12 +247,5 @@ mod tests {
             // A length or protocol that lies leaves nothing to sum up.
             assert!(!sums.hold() || sums.transport.is_none(), "byte {place}");
         }
-    }
-
-    #[test]
-    fn a_udp_sum_of_zero_is_sent_as_all_ones() {
-        let frame = udp("10.0.0.1:1", "10.0.0.2:2").balanced_to_zero().bytes();
-        assert_eq!(frame[40..42], [0xff, 0xff]);
-        assert!(checksums_hold(&frame));
     }
 }
