@@ -2,28 +2,82 @@
 //!
 //! These are full sums after RFC 1071, written a second time on purpose: the
 //! code under test updates checksums incrementally and shares nothing with
-//! this file.
+//! this file. They are found behind VLAN tags and IPv6 extension headers, in
+//! packets inside packets, and in packets that an ICMP error quotes.
 
+use std::cmp::Ordering;
 use std::ops::Range;
 
 use lb_common::abi::{TCP, UDP};
 
 const ETHERNET: usize = 14;
 
+/// 802.1Q, 802.1ad, and what was used before that.
+const TAGS: [[u8; 2]; 3] = [[0x81, 0x00], [0x88, 0xa8], [0x91, 0x00]];
+/// How many tags are looked through.
+const MOST_TAGS: usize = 2;
+/// How many packets inside one another are looked at.
+const MOST_PACKETS: usize = 4;
+
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+const IPV4_INSIDE: u8 = 4;
+const IPV6_INSIDE: u8 = 41;
+
 /// Which checksums of a frame are right; `None` where the frame has none, or
-/// does not hold all that it covers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// does not hold all that it covers (that of a fragment's transport).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checksums {
     /// Of the IPv4 header.
     pub ip: Option<bool>,
-    /// Of TCP or UDP.
+    /// Of TCP, UDP, ICMP or ICMPv6.
     pub transport: Option<bool>,
+    /// Of the packet inside, or the one that an ICMP error quotes.
+    pub inner: Option<Box<Checksums>>,
 }
 
 impl Checksums {
     /// Whether none is wrong.
     pub fn hold(&self) -> bool {
-        self.ip != Some(false) && self.transport != Some(false)
+        !self.own().contains(&Some(false)) && self.inner.as_ref().is_none_or(|inner| inner.hold())
+    }
+
+    /// Whether one that was right is so no more in what became of the frame:
+    /// a translation, the packet in a tunnel's, the one taken out of a
+    /// tunnel's, or an error that quotes it.
+    pub fn are_spoiled_in(&self, after: &Self) -> bool {
+        match self.depth().cmp(&after.depth()) {
+            Ordering::Less => {
+                let Some(now) = &after.inner else {
+                    return false;
+                };
+                // Of a quote the end may be missing.
+                let cut = now.transport.is_none();
+                let was = Self {
+                    transport: self.transport.filter(|_| !cut),
+                    ..self.clone()
+                };
+                after.own().contains(&Some(false)) || was.are_spoiled_in(now)
+            }
+            Ordering::Greater => {
+                (self.inner.as_ref()).is_some_and(|inner| inner.are_spoiled_in(after))
+            }
+            Ordering::Equal => {
+                let mut own = self.own().into_iter().zip(after.own());
+                let inner = self.inner.as_ref().zip(after.inner.as_ref());
+                own.any(|(was, now)| was == Some(true) && now != Some(true))
+                    || inner.is_some_and(|(was, now)| was.are_spoiled_in(now))
+            }
+        }
+    }
+
+    /// How many packets there are, each inside the one before.
+    fn depth(&self) -> usize {
+        1 + self.inner.as_ref().map_or(0, |inner| inner.depth())
+    }
+
+    fn own(&self) -> [Option<bool>; 2] {
+        [self.ip, self.transport]
     }
 }
 
@@ -34,17 +88,25 @@ pub fn checksums_hold(frame: &[u8]) -> bool {
 
 /// Sums a frame up again.
 pub fn checksums(frame: &[u8]) -> Checksums {
-    let [ip, transport] = covers(frame).map(|cover| {
-        let cover = cover.filter(|cover| !cover.is_absent(frame))?;
-        Some(cover.sum(frame) == 0xffff)
-    });
-    Checksums { ip, transport }
+    let right = |cover: Cover| (!cover.is_absent(frame)).then(|| cover.sum(frame) == 0xffff);
+    // The innermost first, so that each finds what is inside it made.
+    packets(frame)
+        .into_iter()
+        .rev()
+        .fold(None, |inner, packet| {
+            Some(Box::new(Checksums {
+                ip: packet.header.and_then(right),
+                transport: packet.transport.and_then(right),
+                inner,
+            }))
+        })
+        .map_or_else(Checksums::default, |outermost| *outermost)
 }
 
 /// Puts every checksum of the frame right; one that is absent stays absent.
 pub fn mend(frame: &mut [u8]) {
-    // The header's first: no other sum covers it.
-    for cover in covers(frame).into_iter().flatten() {
+    // What is inside first: the sum of an ICMP error covers all that it quotes.
+    for cover in covers(frame) {
         if cover.is_absent(frame) {
             continue;
         }
@@ -56,6 +118,15 @@ pub fn mend(frame: &mut [u8]) {
         };
         frame[field].copy_from_slice(&check.to_be_bytes());
     }
+}
+
+/// Where the frame's checksums stand that cover what it holds, the innermost
+/// first; not one that is absent.
+pub fn checksum_fields(frame: &[u8]) -> Vec<usize> {
+    (covers(frame).into_iter())
+        .filter(|cover| !cover.is_absent(frame))
+        .map(|cover| cover.field)
+        .collect()
 }
 
 /// What a checksum covers.
@@ -78,56 +149,156 @@ impl Cover {
     }
 }
 
-/// What the checksums of IP and of the transport cover, where the frame holds
-/// all of it.
-fn covers(frame: &[u8]) -> [Option<Cover>; 2] {
-    match frame.get(12..ETHERNET) {
-        Some([0x08, 0x00]) => [ipv4_header(frame), ipv4_transport(frame)],
-        Some([0x86, 0xdd]) => [None, ipv6_transport(frame)],
-        _ => [None, None],
+/// A packet of the frame: what its checksums cover, where all of it is there.
+struct Packet {
+    header: Option<Cover>,
+    transport: Option<Cover>,
+}
+
+/// What a packet carries, by its header.
+struct Carried {
+    protocol: u8,
+    /// As far as the packet's length says.
+    bytes: Range<usize>,
+    /// Both addresses.
+    ends: Range<usize>,
+    fragment: bool,
+}
+
+fn covers(frame: &[u8]) -> Vec<Cover> {
+    (packets(frame).into_iter().rev())
+        .flat_map(|packet| [packet.header, packet.transport])
+        .flatten()
+        .collect()
+}
+
+/// The packets of the frame, each inside the one before.
+fn packets(frame: &[u8]) -> Vec<Packet> {
+    let mut packets = Vec::new();
+    let mut next = first(frame);
+    while let Some((v4, bytes)) = next.filter(|_| packets.len() < MOST_PACKETS) {
+        // What is inside is no longer than what it is in.
+        let frame = &frame[..bytes.end];
+        let carried = if v4 {
+            ipv4(frame, bytes.start)
+        } else {
+            ipv6(frame, bytes.start)
+        };
+        packets.push(Packet {
+            header: v4.then(|| ipv4_header(frame, bytes.start)).flatten(),
+            transport: (carried.as_ref()).and_then(|carried| transport(frame, carried)),
+        });
+        next = carried.and_then(|carried| inside(frame, &carried));
+    }
+    packets
+}
+
+/// Where the IP packet is, and whether it is IPv4.
+fn first(frame: &[u8]) -> Option<(bool, Range<usize>)> {
+    let mut start = ETHERNET;
+    for _ in 0..MOST_TAGS {
+        let tagged = |kind: &[u8; 2]| frame.get(start - 2..start) == Some(kind);
+        if TAGS.iter().any(tagged) {
+            start += 4;
+        }
+    }
+    match frame.get(start - 2..start)? {
+        [0x08, 0x00] => Some((true, start..frame.len())),
+        [0x86, 0xdd] => Some((false, start..frame.len())),
+        _ => None,
     }
 }
 
-fn ipv4_header(frame: &[u8]) -> Option<Cover> {
-    let length = usize::from(frame.get(ETHERNET)? & 15) * 4;
-    let bytes = ETHERNET..ETHERNET + length.max(20);
+/// The packet inside this one, or quoted by it.
+fn inside(frame: &[u8], carried: &Carried) -> Option<(bool, Range<usize>)> {
+    let Range { start, end } = carried.bytes;
+    if carried.fragment {
+        return None;
+    }
+    let (v4, inner) = match (carried.protocol, frame.get(start)?) {
+        (IPV4_INSIDE, _) => (true, start),
+        (IPV6_INSIDE, _) => (false, start),
+        // Unreachable, source quench, redirect, time exceeded, parameter problem
+        (ICMP, 3 | 4 | 5 | 11 | 12) => (true, start + 8),
+        // Unreachable, too big, time exceeded, parameter problem
+        (ICMPV6, 1..=4) => (false, start + 8),
+        _ => return None,
+    };
+    let end = end.min(frame.len());
+    (inner < end).then_some((v4, inner..end))
+}
+
+fn ipv4_header(frame: &[u8], start: usize) -> Option<Cover> {
+    let length = usize::from(frame.get(start)? & 15) * 4;
+    let bytes = start..start + length.max(20);
     (bytes.end <= frame.len()).then_some(Cover {
-        field: ETHERNET + 10,
+        field: start + 10,
         optional: false,
         pseudo: Vec::new(),
         bytes,
     })
 }
 
-fn ipv4_transport(frame: &[u8]) -> Option<Cover> {
-    let ip = &frame[ipv4_header(frame)?.bytes];
-    let fragment = u16::from_be_bytes([ip[6], ip[7]]) & 0x3fff != 0;
-    let length = usize::from(u16::from_be_bytes([ip[2], ip[3]]));
+fn ipv4(frame: &[u8], start: usize) -> Option<Carried> {
+    let ip = frame.get(start..start + 20)?;
     let header = usize::from(ip[0] & 15) * 4;
-    let bytes = ETHERNET + header..ETHERNET + length;
-    (!fragment).then_some(())?;
-    transport(frame, ip[9], [&ip[12..16], &ip[16..20]], bytes)
+    let length = usize::from(u16::from_be_bytes([ip[2], ip[3]]));
+    (header >= 20 && length >= header).then_some(Carried {
+        protocol: ip[9],
+        bytes: start + header..start + length,
+        ends: start + 12..start + 20,
+        fragment: u16::from_be_bytes([ip[6], ip[7]]) & 0x3fff != 0,
+    })
 }
 
-fn ipv6_transport(frame: &[u8]) -> Option<Cover> {
-    let start = ETHERNET + 40;
-    let ip = frame.get(ETHERNET..start)?;
+fn ipv6(frame: &[u8], start: usize) -> Option<Carried> {
+    let ip = frame.get(start..start + 40)?;
     let length = usize::from(u16::from_be_bytes([ip[4], ip[5]]));
-    let ends = [&ip[8..24], &ip[24..40]];
-    transport(frame, ip[6], ends, start..start + length)
+    let end = start + 40 + length;
+    let (mut protocol, mut place, mut fragment) = (ip[6], start + 40, false);
+    // RFC 8200, section 4, and RFC 7045. Each header is at least as long as
+    // these eight bytes, and what follows a fragment's is not looked at, but
+    // for one that has everything (RFC 6946).
+    while !fragment && let Some(&[next, units, high, low, ..]) = frame.get(place..place + 8) {
+        place += match protocol {
+            0 | 43 | 60 | 135 | 139 | 140 => 8 * (usize::from(units) + 1),
+            44 => {
+                fragment = u16::from_be_bytes([high, low]) & 0xfff9 != 0;
+                8
+            }
+            51 => 4 * (usize::from(units) + 2),
+            _ => break,
+        };
+        protocol = next;
+    }
+    (place <= end).then_some(Carried {
+        protocol,
+        bytes: place..end,
+        ends: start + 8..start + 40,
+        fragment,
+    })
 }
 
-fn transport(frame: &[u8], protocol: u8, ends: [&[u8]; 2], bytes: Range<usize>) -> Option<Cover> {
-    let (field, header) = match protocol {
-        TCP => (bytes.start + 16, 20),
-        UDP => (bytes.start + 6, 8),
+fn transport(frame: &[u8], carried: &Carried) -> Option<Cover> {
+    let bytes = carried.bytes.clone();
+    let (place, header, pseudo) = match carried.protocol {
+        TCP => (16, 20, true),
+        UDP => (6, 8, true),
+        ICMP => (2, 8, false),
+        ICMPV6 => (2, 8, true),
         _ => return None,
     };
-    let length = bytes.end.checked_sub(bytes.start)?;
-    (length >= header && bytes.end <= frame.len()).then(|| Cover {
-        field,
-        optional: protocol == UDP,
-        pseudo: pseudo_header(ends[0], ends[1], protocol, length as u32),
+    let whole = !carried.fragment && bytes.end <= frame.len() && bytes.len() >= header;
+    let ends = &frame[carried.ends.clone()];
+    let (src, dst) = ends.split_at(ends.len() / 2);
+    whole.then(|| Cover {
+        field: bytes.start + place,
+        optional: carried.protocol == UDP,
+        pseudo: if pseudo {
+            pseudo_header(src, dst, carried.protocol, bytes.len() as u32)
+        } else {
+            Vec::new()
+        },
         bytes,
     })
 }
@@ -152,7 +323,7 @@ pub fn ones_complement(parts: &[&[u8]]) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::{tcp, udp};
+    use crate::frame::{Frame, IcmpError, icmp_error, ping, tcp, udp};
 
     /// The IPv4 header of a well-known worked example (RFC 1071 applied to
     /// 45 00 00 73 … gives b861).
@@ -165,24 +336,124 @@ mod tests {
         assert_eq!(!ones_complement(&[&header]), 0xb861);
     }
 
+    fn four() -> Frame {
+        tcp("10.0.0.1:1", "10.0.0.2:2").syn().payload(b"odd")
+    }
+
+    fn six() -> Frame {
+        udp("[fd00::1]:1", "[fd00::2]:2").payload(b"even")
+    }
+
+    /// Frames of every kind, and how many checksums each has to be checked.
+    fn kinds() -> Vec<(Frame, usize)> {
+        let (four, six) = (four(), six());
+        let error = IcmpError::TimeExceeded;
+        vec![
+            (four.clone(), 2),
+            (six.clone(), 1),
+            (udp("10.0.0.1:1", "10.0.0.2:2").without_checksum(), 1),
+            (six.clone().balanced_to_zero(), 1),
+            (four.clone().tagged(1), 2),
+            (six.clone().tag(0x9100, 1).tagged(2), 1),
+            (four.clone().tagged(1).tagged(2).tagged(3), 0),
+            (six.clone().hop_by_hop().routing(0).extensions(9), 1),
+            (six.clone().fragment(0, false), 1),
+            (six.clone().fragment(0, true), 0),
+            (six.clone().fragment(1, false).destination_options(), 0),
+            (four.clone().fragment(0, true), 1),
+            (ping("10.0.0.1", "10.0.0.2", 1, 1, b"odd"), 2),
+            (ping("fd00::1", "fd00::2", 1, 1, b"odd").hop_by_hop(), 1),
+            (four.clone().inside("10.1.0.1", "10.1.0.2"), 3),
+            (six.clone().inside("10.1.0.1", "10.1.0.2").tagged(1), 2),
+            (four.clone().inside("fd01::1", "fd01::2"), 2),
+            (six.clone().extensions(2).inside("fd01::1", "fd01::2"), 1),
+            (icmp_error("10.0.0.9", "10.0.0.1", error, &four, 28), 3),
+            (icmp_error("10.0.0.9", "10.0.0.1", error, &four, 99), 4),
+            (icmp_error("fd00::9", "fd00::1", error, &six, 48), 1),
+            (icmp_error("fd00::9", "fd00::1", error, &six, 99), 2),
+            (
+                icmp_error("10.0.0.9", "10.0.0.1", error, &four, 99).inside("10.1.0.1", "10.1.0.2"),
+                5,
+            ),
+        ]
+    }
+
+    #[test]
+    fn every_checksum_of_a_frame_is_found_and_holds() {
+        for (frame, count) in kinds() {
+            let bytes = frame.bytes();
+            assert_eq!(checksum_fields(&bytes).len(), count, "{frame:?}");
+            assert!(checksums_hold(&bytes), "{frame:?}");
+            for field in checksum_fields(&bytes) {
+                let mut spoiled = bytes.clone();
+                spoiled[field] ^= 0x5a;
+                assert!(!checksums_hold(&spoiled), "{field} of {frame:?}");
+            }
+        }
+    }
+
     #[test]
     fn mending_gives_the_frame_as_it_was_built() {
-        for frame in [
-            tcp("10.0.0.1:1", "10.0.0.2:2")
-                .syn()
-                .payload(b"odd")
-                .bytes(),
-            udp("[fd00::1]:1", "[fd00::2]:2").balanced_to_zero().bytes(),
-            udp("10.0.0.1:1", "10.0.0.2:2").without_checksum().bytes(),
-        ] {
-            let mut damaged = frame.clone();
-            for cover in covers(&frame).into_iter().flatten() {
-                if !cover.is_absent(&frame) {
-                    damaged[cover.field] ^= 0x5a;
-                }
+        for (frame, _) in kinds() {
+            let bytes = frame.bytes();
+            let mut damaged = bytes.clone();
+            for field in checksum_fields(&bytes) {
+                damaged[field] ^= 0x5a;
             }
             mend(&mut damaged);
-            assert_eq!(damaged, frame);
+            assert_eq!(damaged, bytes, "{frame:?}");
+        }
+    }
+
+    #[test]
+    fn a_sum_that_is_spoiled_on_the_way_is_missed_in_what_became_of_the_frame() {
+        let before = four();
+        let tunnel = before.clone().ttl(9).inside("10.1.0.1", "10.1.0.2");
+        let moved = before.clone().between("10.9.0.1:1", "10.9.0.2:2");
+        let error = |count| {
+            let error = IcmpError::TimeExceeded;
+            icmp_error("10.0.0.9", "10.0.0.1", error, &before, count)
+        };
+        let before = before.bytes();
+        let deeper = error(99).inside("fd01::1", "fd01::2");
+        let ways = [
+            (&error(99).bytes(), deeper.bytes()),
+            (&deeper.bytes(), error(99).bytes()),
+            (&before, moved.bytes()),
+            (&before, tunnel.bytes()),
+            (&tunnel.bytes(), before.clone()),
+            (&before, error(99).bytes()),
+            (&before, error(28).bytes()),
+        ];
+        for (before, after) in ways {
+            let was = checksums(before);
+            assert!(!was.are_spoiled_in(&checksums(&after)), "{after:02x?}");
+            for field in checksum_fields(&after) {
+                let mut spoiled = after.clone();
+                spoiled[field] ^= 1;
+                let now = checksums(&spoiled);
+                assert!(was.are_spoiled_in(&now), "{field} of {after:02x?}");
+            }
+        }
+    }
+
+    #[test]
+    fn whatever_the_bytes_there_is_an_answer() {
+        let mut rng = fastrand::Rng::with_seed(1);
+        for (frame, _) in kinds() {
+            let bytes = frame.bytes();
+            for length in 0..bytes.len() {
+                mend(&mut bytes[..length].to_vec());
+            }
+            for _ in 0..2000 {
+                let mut damaged = bytes.clone();
+                for _ in 0..rng.usize(1..=4) {
+                    let place = rng.usize(12..damaged.len());
+                    damaged[place] = rng.u8(..);
+                }
+                mend(&mut damaged);
+                assert!(checksums_hold(&damaged), "{damaged:02x?}");
+            }
         }
     }
 }

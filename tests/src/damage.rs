@@ -27,8 +27,13 @@ const EDGES: [u64; 14] = [
     u64::MAX,
 ];
 
-/// Where the headers are: most damage is done here.
-const HEADERS: usize = 80;
+/// Where the headers are, those of a packet inside or quoted too: most damage
+/// is done here.
+const HEADERS: usize = 128;
+
+/// Where an IP length stands: IPv4's and IPv6's behind no tag, one and two; of
+/// a packet inside one of IPv4, and of IPv6; and of one quoted in either.
+const LENGTHS: [usize; 12] = [16, 18, 20, 22, 24, 26, 36, 38, 56, 58, 44, 66];
 
 /// Damages a frame one to three times. `others` are frames to splice it with.
 pub fn damaged(rng: &mut Rng, frame: &[u8], others: &[&[u8]]) -> Vec<u8> {
@@ -92,9 +97,11 @@ fn remove(rng: &mut Rng, bytes: &mut Vec<u8>) {
     bytes.drain(place..end);
 }
 
-/// The IP length, a little more or less: IPv4's at 16, IPv6's at 18.
+/// An IP length, a little more or less: one time of two the outermost of a
+/// frame without tags.
 fn nudge_length(rng: &mut Rng, bytes: &mut [u8]) {
-    let place = if rng.bool() { 16 } else { 18 };
+    let reach = if rng.bool() { 2 } else { LENGTHS.len() };
+    let place = LENGTHS[rng.usize(0..reach)];
     if let Some([high, low]) = bytes.get_mut(place..place + 2) {
         let length = u16::from_be_bytes([*high, *low]);
         let nudged = length.wrapping_add_signed(rng.i16(-24..=24));

@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use fastrand::Rng;
 use lb_common::{Action, Verdict};
 use tests::cases::{Case, Step, all};
-use tests::checksum::{Checksums, checksums};
+use tests::checksum::checksums;
 use tests::damage::damaged;
 use tests::host::Host;
 use tests::kernel::{Kernel, SHORTEST, in_namespace};
@@ -220,10 +220,9 @@ fn sane(before: &[u8], after: &Outcome) -> Result<()> {
     if after.action == Action::Drop && after.frame != before {
         bail!("it was changed and dropped: {:02x?}", after.frame);
     }
-    let (good, now): (Checksums, Checksums) = (checksums(before), checksums(&after.frame));
-    let spoiled = |before: Option<bool>, after| before == Some(true) && after != Some(true);
+    let (good, now) = (checksums(before), checksums(&after.frame));
     ensure!(
-        !spoiled(good.ip, now.ip) && !spoiled(good.transport, now.transport),
+        !good.are_spoiled_in(&now),
         "its checksums were {good:?} and are {now:?} in {:02x?}",
         after.frame
     );
