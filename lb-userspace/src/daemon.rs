@@ -196,7 +196,13 @@ async fn start(
     };
     undo.tables = !dataplane::adoptable(&node.pin_path);
     undo.state = (!kept.exists()).then_some(kept);
-    let opened = Dataplane::open(&node.pin_path, sizes, &settings()?, options.program_log)?;
+    let opened = Dataplane::open(
+        &node.pin_path,
+        sizes,
+        &settings()?,
+        false,
+        options.program_log,
+    )?;
     for differs in &opened.other_sizes {
         warn!("{differs}");
     }

@@ -22,7 +22,7 @@ use aya::programs::links::FdLink;
 use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
-use bytemuck::pod_read_unaligned;
+use bytemuck::{bytes_of, pod_read_unaligned};
 use lb_common::abi::{
     ABI_VERSION, Backend, DropKey, Endpoint, Flow, FlowKey, Party, Settings, Traffic, backend,
     sequence,
@@ -116,6 +116,8 @@ fn lru_reserve() -> u32 {
 /// The loaded program and its maps.
 pub struct Dataplane {
     ebpf: Ebpf,
+    /// The name of the program that is loaded, of the flavours in the object.
+    program: &'static str,
     pin_path: PathBuf,
     sizes: Sizes,
     links: BTreeMap<String, Attached>,
@@ -150,11 +152,14 @@ pub struct Opened {
 impl Dataplane {
     /// Loads the program and adopts the pinned maps, or makes them.
     ///
-    /// `log_level` is what the program may log: 0 nothing, to 5 everything.
+    /// `frags` asks for the flavour of the program that takes frames larger
+    /// than a page (Linux 5.18 and later); `log_level` is what it may log: 0
+    /// nothing, to 5 everything.
     pub fn open(
         pin_path: &Path,
         sizes: Sizes,
         settings: &Settings,
+        frags: bool,
         log_level: u8,
     ) -> anyhow::Result<Opened> {
         let folder = pin_path.join(format!("v{ABI_VERSION}"));
@@ -174,13 +179,13 @@ impl Dataplane {
             loader.map_max_entries(name, actual.entries(name));
             loader.map_pin_path(name, folder.join(name));
         }
-        let constants: [u8; size_of::<Settings>()] = bytemuck::cast(*settings);
         let mut ebpf = loader
-            .override_global("SETTINGS", &constants, true)
+            .override_global("SETTINGS", bytes_of(settings), true)
             .override_global(aya_log::LEVEL, &log_level, false)
             .load(PROGRAM)
             .context("the kernel did not take the maps of the XDP program; too little memory for node.max_flows?")?;
-        program(&mut ebpf)?.load().map_err(refused)?;
+        let name = if frags { "lb_frags" } else { "lb" };
+        program(&mut ebpf, name)?.load().map_err(refused)?;
         let dataplane = Self {
             endpoints: typed(&mut ebpf, "ENDPOINTS", HashMap::try_from)?,
             backends: typed(&mut ebpf, "BACKENDS", Array::try_from)?,
@@ -194,6 +199,7 @@ impl Dataplane {
             pin_path: pin_path.to_owned(),
             sizes: actual,
             ebpf,
+            program: name,
         };
         Ok(Opened {
             dataplane,
@@ -343,11 +349,11 @@ impl Dataplane {
     }
 }
 
-fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
-    ebpf.program_mut("lb")
-        .ok_or_else(|| anyhow!("the object holds no program `lb`"))?
+fn program<'e>(ebpf: &'e mut Ebpf, name: &str) -> anyhow::Result<&'e mut Xdp> {
+    ebpf.program_mut(name)
+        .ok_or_else(|| anyhow!("the object holds no program `{name}`"))?
         .try_into()
-        .context("the program `lb` is not for XDP")
+        .with_context(|| format!("the program `{name}` is not for XDP"))
 }
 
 fn typed<T, E>(

@@ -175,9 +175,8 @@ struct Load {
 
 impl Load {
     fn new(settings: Settings) -> Result<Self> {
-        let constants: [u8; size_of::<Settings>()] = cast(settings);
         let mut loader = EbpfLoader::new();
-        loader.override_global("SETTINGS", &constants, true);
+        loader.override_global("SETTINGS", bytes_of(&settings), true);
         // Silent: what the program logs is no part of what it does.
         loader.override_global("AYA_LOG_LEVEL", &0u8, false);
         for table in ["FLOWS", "UNFINISHED"] {

@@ -76,7 +76,7 @@ impl Dataplane {
             .with_context(|| format!("cannot open the pinned link {}", pin.display()))?;
         let link = XdpLink::try_from(FdLink::from(link))
             .with_context(|| format!("{} is not a link of an XDP program", pin.display()))?;
-        let xdp = program(&mut self.ebpf)?;
+        let xdp = program(&mut self.ebpf, self.program)?;
         match xdp.attach_to_link(link) {
             Ok(id) => Ok(Some(FdLink::try_from(xdp.take_link(id)?)?)),
             Err(ProgramError::SyscallError(error))
@@ -123,7 +123,7 @@ impl Dataplane {
     }
 
     fn try_attach(&mut self, index: u32, mode: AyaMode) -> io::Result<FdLink> {
-        let xdp = program(&mut self.ebpf).map_err(io::Error::other)?;
+        let xdp = program(&mut self.ebpf, self.program).map_err(io::Error::other)?;
         let id = xdp
             .attach_to_if_index(index, mode)
             .map_err(|error| match error {

@@ -67,7 +67,7 @@ impl Rig {
             backends: 65_536,
             flows: max_flows,
         };
-        let mut dataplane = Dataplane::open(&pins.0, sizes, settings, 0)?.dataplane;
+        let mut dataplane = Dataplane::open(&pins.0, sizes, settings, false, 0)?.dataplane;
         for change in SERVICES.iter().flat_map(Service::changes) {
             dataplane.apply(&change)?;
         }
@@ -230,9 +230,8 @@ impl Pins {
     /// The program of `lb` once more, on the same tables: the daemon's own is
     /// not handed out.
     fn subject(&self, settings: &Settings) -> Result<Ebpf> {
-        let constants: [u8; size_of::<Settings>()] = cast(*settings);
         let mut loader = EbpfLoader::new();
-        loader.override_global("SETTINGS", &constants, true);
+        loader.override_global("SETTINGS", bytes_of(settings), true);
         loader.override_global("AYA_LOG_LEVEL", &0u8, false);
         for table in TABLES {
             loader.map_pin_path(table, self.place(table));
