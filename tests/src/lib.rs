@@ -5,6 +5,7 @@ pub mod checksum;
 pub mod damage;
 pub mod frame;
 pub mod host;
+pub mod judge;
 pub mod kernel;
 pub mod netns;
 pub mod network;
