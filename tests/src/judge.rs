@@ -1,14 +1,16 @@
-//! An independent judge of checksums: scapy, which shares nothing with us.
+//! Independent judges of checksums: scapy and tshark, which share nothing with
+//! us or with each other.
 //!
 //! [`crate::checksum`] was written by those whose work it checks. This module
-//! lays frames before another implementation, as a capture file, and brings
-//! back what it has to object to.
+//! lays frames before other implementations, as a capture file, and brings back
+//! what they have to object to. scapy builds every packet again, reassembled
+//! ones too; tshark verifies each frame as it reads it.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::process::Command;
+use std::process::{Command, Output};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 /// Debian's, which has scapy; the first in the path may be another.
@@ -16,35 +18,80 @@ const PYTHON: &str = "/usr/bin/python3";
 
 const SCRIPT: &str = include_str!("judge.py");
 
-/// What the judge found.
-#[derive(Debug)]
+/// What tshark verifies; that of ICMP it does unasked.
+const VERIFIED: [&str; 3] = ["ip", "tcp", "udp"];
+
+/// Whose fragments it leaves as they are: those of different cases look alike.
+const FRAGMENTED: [&str; 2] = ["ip", "ipv6"];
+
+/// Where it says how each checksum is.
+const STATUS: [&str; 5] = [
+    "ip.checksum.status",
+    "tcp.checksum.status",
+    "udp.checksum.status",
+    "icmp.checksum.status",
+    "icmpv6.checksum.status",
+];
+
+/// What a judge found.
+#[derive(Debug, Default)]
 pub struct Judgement {
-    /// How many checksums of each kind it made again.
+    /// How many checksums of each kind it looked at.
     pub judged: BTreeMap<String, u64>,
     /// What it objects to, by the number of the frame.
     pub objections: Vec<(usize, String)>,
 }
 
-/// Has frames judged, group by group: fragments of one group may belong
+/// Has frames judged by scapy, group by group: fragments of one group may belong
 /// together.
 pub fn judge(groups: &[Vec<Vec<u8>>]) -> Result<Judgement> {
+    let said = ask(Command::new(PYTHON).args(["-I", "-c", SCRIPT]), groups)?;
+    read(&said).with_context(|| misunderstood(&said))
+}
+
+/// Has frames judged by tshark, each for itself.
+pub fn second_opinion(frames: &[Vec<u8>]) -> Result<Judgement> {
+    let mut tshark = Command::new("tshark");
+    tshark.args(["-n", "-T", "fields"]);
+    for protocol in FRAGMENTED {
+        tshark.args(["-o", &format!("{protocol}.defragment:FALSE")]);
+    }
+    for protocol in VERIFIED {
+        tshark.args(["-o", &format!("{protocol}.check_checksum:TRUE")]);
+    }
+    for field in STATUS {
+        tshark.args(["-e", field]);
+    }
+    let said = ask(tshark.arg("-r"), &[frames.to_vec()])?;
+    let judgement = read_statuses(&said).with_context(|| misunderstood(&said))?;
+    let lines = said.iter().filter(|byte| **byte == b'\n').count();
+    ensure!(lines == frames.len(), "tshark has read only {lines} frames");
+    Ok(judgement)
+}
+
+/// What a judge says of these frames, which it takes as its last argument.
+fn ask(judge: &mut Command, groups: &[Vec<Vec<u8>>]) -> Result<Vec<u8>> {
+    let program = judge.get_program().to_string_lossy().into_owned();
     let mut file = tempfile::Builder::new().suffix(".pcap").tempfile()?;
     file.write_all(&capture(groups))
         .context("cannot write the frames for the judge")?;
-    let output = Command::new(PYTHON)
-        .args(["-I", "-c", SCRIPT])
-        .arg(file.path())
-        .output()
-        .with_context(|| format!("cannot run {PYTHON}; `cargo xtask setup` installs it"))?;
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = (judge.arg(file.path()).output())
+        .with_context(|| format!("cannot run {program}; `cargo xtask setup` installs it"))?;
     ensure!(
-        output.status.success(),
-        "the judge failed; is scapy there (`cargo xtask setup`)?\n{}",
-        String::from_utf8_lossy(&output.stderr)
+        status.success(),
+        "{program} failed ({status}); is all there that it needs (`cargo xtask setup`)?\n{}",
+        String::from_utf8_lossy(&stderr)
     );
-    read(&output.stdout).with_context(|| {
-        let said = String::from_utf8_lossy(&output.stdout);
-        format!("the judge does not say what it should, but {said:?}")
-    })
+    Ok(stdout)
+}
+
+fn misunderstood(said: &[u8]) -> String {
+    let said = String::from_utf8_lossy(said);
+    format!("the judge does not say what it should, but {said:?}")
 }
 
 /// A capture file, each group's frames in a second of its own.
@@ -82,4 +129,26 @@ fn read(said: &[u8]) -> Result<Judgement> {
         })
         .collect::<Result<_>>()?;
     Ok(Judgement { judged, objections })
+}
+
+/// One frame a line, the statuses of its checksums by kind, then from the
+/// outermost inwards.
+fn read_statuses(said: &[u8]) -> Result<Judgement> {
+    let mut judgement = Judgement::default();
+    for (frame, line) in str::from_utf8(said)?.lines().enumerate() {
+        for (kind, statuses) in STATUS.iter().zip(line.split('\t')) {
+            for status in statuses.split(',').filter(|status| !status.is_empty()) {
+                match status {
+                    // Bad
+                    "0" => judgement.objections.push((frame, format!("{kind} is bad"))),
+                    // Good
+                    "1" => *judgement.judged.entry((*kind).to_owned()).or_default() += 1,
+                    // Unverified, not present, illegal
+                    "2" | "3" | "4" => {}
+                    other => bail!("{other:?} is no status of a checksum"),
+                }
+            }
+        }
+    }
+    Ok(judgement)
 }

@@ -28,7 +28,7 @@ const fn package(name: &'static str, command: &'static str, reason: &'static str
     }
 }
 
-const PACKAGES: [Package; 11] = [
+const PACKAGES: [Package; 12] = [
     package(
         "iproute2",
         "ip",
@@ -54,6 +54,11 @@ const PACKAGES: [Package; 11] = [
         "python3-scapy",
         "scapy",
         "frames made and judged by an independent implementation",
+    ),
+    package(
+        "tshark",
+        "tshark",
+        "a second judge of what the balancer sends",
     ),
     package(
         "bpftool",
