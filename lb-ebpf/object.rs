@@ -1,4 +1,4 @@
-//! How the build script of another crate builds an XDP program of this one.
+//! How the build script of another crate builds XDP programs of this one.
 //!
 //! The program is another crate for another target (`bpfel-unknown-none`),
 //! which cargo cannot express as a dependency on stable, so a second cargo runs
@@ -12,7 +12,7 @@
 //! instruction set is version 3, the first with atomics that return the old
 //! value (kernel 5.12).
 //!
-//! It is compiled into the build scripts of `lb-userspace` (the program that
+//! It is compiled into the build scripts of `lb-userspace` (the programs that
 //! `lb` carries) and of `tests` (the benchmark's wrapper), so it knows nothing
 //! but the standard library.
 
@@ -43,10 +43,13 @@ const PROFILE: [(&str, &str); 7] = [
     ("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "false"),
 ];
 
-/// Builds this binary of the package, with this feature, and copies it to
-/// `OUT_DIR/BINARY.o`.
-pub(crate) fn build(binary: &str, feature: &str) -> ExitCode {
-    match object(binary, feature) {
+/// Builds these binaries of the package, each with this feature, and copies
+/// each to `OUT_DIR/BINARY.o`. The first that fails is the last.
+pub(crate) fn build(programs: &[(&str, &str)]) -> ExitCode {
+    match programs
+        .iter()
+        .try_for_each(|(binary, feature)| object(binary, feature))
+    {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Sentence(sentence)) => {
             // An `error` directive fails the build with just this line.

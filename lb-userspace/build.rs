@@ -1,4 +1,4 @@
-//! Builds the XDP program, so that `lb` carries it inside itself; how is told
+//! Builds the XDP programs, so that `lb` carries them inside itself; how is told
 //! in `lb-ebpf/object.rs`.
 
 use std::process::ExitCode;
@@ -7,5 +7,5 @@ use std::process::ExitCode;
 mod object;
 
 fn main() -> ExitCode {
-    object::build("lb-ebpf", "kernel")
+    object::build(&[("lb-ebpf", "kernel"), ("lb-decap", "decap")])
 }

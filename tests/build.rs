@@ -10,5 +10,5 @@ fn main() -> ExitCode {
         println!("cargo::rerun-if-changed=build.rs");
         return ExitCode::SUCCESS;
     }
-    object::build("lb-bench", "bench")
+    object::build(&[("lb-bench", "bench")])
 }

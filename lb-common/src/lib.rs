@@ -2,7 +2,8 @@
 //!
 //! [`abi`] holds every key and value of every BPF map, [`verdict`] the one list
 //! of things that can happen to a packet, [`addr`] the form addresses have in
-//! maps, and [`flow`] the pure rules of a connection's two table entries. The
+//! maps, [`flow`] the pure rules of a connection's two table entries, and
+//! [`decap`] what the small program on backends (`lb decap`) has of its own. The
 //! data path (`lb-ebpf`) and the controller (`lb-userspace`) both build on it;
 //! it knows neither aya nor sockets.
 
@@ -11,6 +12,7 @@
 pub mod abi;
 pub mod addr;
 pub mod checksum;
+pub mod decap;
 pub mod flow;
 pub mod verdict;
 

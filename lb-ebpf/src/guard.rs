@@ -28,7 +28,7 @@ pub fn admit(parsed: &Parsed, flags: u8) -> Result<(), Verdict> {
 /// Whether the address can be a sender's (RFC 1122, section 3.2.1.3; RFC 4291,
 /// sections 2.5.2, 2.5.3 and 2.7).
 #[inline(always)]
-fn may_send(source: &Address) -> bool {
+pub(crate) fn may_send(source: &Address) -> bool {
     let [a, b, c, d] = source.words();
     if source.is_v4() {
         let [first, ..] = source.low4();

@@ -20,6 +20,7 @@
 
 #![no_std]
 
+pub mod decap;
 pub mod guard;
 pub mod packet;
 pub mod parse;

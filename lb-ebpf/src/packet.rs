@@ -96,4 +96,8 @@ pub trait Packet {
 
     /// The index of the interface it came in on.
     fn ingress(&self) -> u32;
+
+    /// Grows the frame by so many bytes in front, whose values are not said, or
+    /// takes so many away from its front if the number is negative.
+    fn shift_head(&mut self, bytes: i32) -> Result<(), Verdict>;
 }

@@ -10,6 +10,7 @@ use elsa::FrozenVec;
 use lb_common::Verdict;
 use lb_common::abi::{Backend, DropKey, Endpoint, Flow, FlowKey, Life, Party, Settings};
 use lb_common::verdict::Action;
+use lb_ebpf::packet::Ethernet;
 use lb_ebpf::steer::Attribution;
 use lb_ebpf::{Draft, Hop, Packet, RouteQuery, Stage, Tables, Wire};
 
@@ -43,6 +44,20 @@ impl Packet for HostPacket {
 
     fn ingress(&self) -> u32 {
         self.ingress
+    }
+
+    fn shift_head(&mut self, bytes: i32) -> Result<(), Verdict> {
+        let length = bytes.unsigned_abs() as usize;
+        if bytes >= 0 {
+            self.bytes.splice(0..0, std::iter::repeat_n(0, length));
+            return Ok(());
+        }
+        // The kernel leaves at least an Ethernet header.
+        if self.bytes.len() < length + size_of::<Ethernet>() {
+            return Err(Verdict::NoHeadroom);
+        }
+        self.bytes.drain(..length);
+        Ok(())
     }
 }
 

@@ -1,5 +1,6 @@
 //! A packet in the kernel: pointers compared with the packet's end.
 
+use aya_ebpf::helpers::bpf_xdp_adjust_head;
 use aya_ebpf::programs::XdpContext;
 use lb_common::Verdict;
 use lb_ebpf::{Packet, Wire};
@@ -36,5 +37,15 @@ impl Packet for XdpPacket<'_> {
     #[inline(always)]
     fn ingress(&self) -> u32 {
         self.0.ingress_ifindex() as u32
+    }
+
+    #[inline(always)]
+    fn shift_head(&mut self, bytes: i32) -> Result<(), Verdict> {
+        // SAFETY: the context is the one this program was called with, and
+        // `&mut self` means that no header is borrowed from the packet.
+        match unsafe { bpf_xdp_adjust_head(self.0.ctx, -bytes) } {
+            0 => Ok(()),
+            _ => Err(Verdict::NoHeadroom),
+        }
     }
 }
