@@ -14,6 +14,7 @@
 mod backend;
 mod check;
 mod completions;
+mod decap;
 mod drops;
 mod flows;
 mod output;
@@ -117,6 +118,7 @@ enum Command {
     Check(check::Check),
     #[command(flatten)]
     Request(Request),
+    Decap(decap::Decap),
     Completions(completions::Completions),
 }
 
@@ -167,6 +169,7 @@ fn obey(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Run(run) => run.obey(control, color),
         Command::Check(check) => check.obey(&mut Screen::new(color)),
+        Command::Decap(decap) => decap.obey(color),
         Command::Completions(completions) => completions.obey(&mut Screen::new(color)),
         Command::Request(request) => {
             let control = control.unwrap_or_else(|| PathBuf::from(DEFAULT_CONTROL));
@@ -195,6 +198,18 @@ impl Request {
             Self::Drops(drops) => drops.obey(context).await,
         }
     }
+}
+
+/// Logs of a command that stays go to standard error: what RUST_LOG says, else
+/// what `filter` says.
+fn log_to_stderr(filter: &str, color: ColorWhen) {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(filter))
+        .write_style(match color {
+            ColorWhen::Auto => env_logger::WriteStyle::Auto,
+            ColorWhen::Always => env_logger::WriteStyle::Always,
+            ColorWhen::Never => env_logger::WriteStyle::Never,
+        })
+        .init();
 }
 
 /// An error as the user sees it: one line, each cause told once. Faults of a

@@ -1,5 +1,6 @@
 //! The kernel's side of the controller: the program, its maps and its links.
-//! It and the files below it are the only ones that name aya: [`links`] attaches,
+//! It and the files below it are the only ones that name aya, beside those of
+//! the small program for backends ([`crate::decap`]): [`links`] attaches,
 //! [`pins`] keeps the folder, [`counts`] reads what was counted.
 //!
 //! Everything is pinned below `node.pin_path`: the maps in a folder named for
@@ -372,7 +373,7 @@ where
 
 /// One sentence for the person who starts the daemon; the verifier's whole
 /// reasoning goes to the log.
-fn refused(error: ProgramError) -> anyhow::Error {
+pub(crate) fn refused(error: ProgramError) -> anyhow::Error {
     match error {
         ProgramError::LoadError {
             io_error,

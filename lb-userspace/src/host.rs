@@ -111,14 +111,19 @@ pub enum Unfit {
 /// whether it lets this process. It is an argument because only the data
 /// plane's file speaks to BPF.
 pub fn check(needs: &Needs<'_>, try_bpf: impl FnOnce() -> io::Result<()>) -> Result<(), Unfit> {
-    privileges(&read("/proc/thread-self/status")?)?;
-    kernel(&rustix::system::uname().release().to_string_lossy())?;
-    bpf_built_in(&read("/proc/filesystems")?)?;
-    try_bpf().map_err(bpf_refused)?;
+    check_bpf(try_bpf)?;
     for interface in needs.interfaces {
         ifindex(interface)?;
     }
     pins(needs.pin_path, Path::new(BPFFS)).map(drop)
+}
+
+/// The part of [`check`] that does not depend on a configuration.
+pub fn check_bpf(try_bpf: impl FnOnce() -> io::Result<()>) -> Result<(), Unfit> {
+    privileges(&read("/proc/thread-self/status")?)?;
+    kernel(&rustix::system::uname().release().to_string_lossy())?;
+    bpf_built_in(&read("/proc/filesystems")?)?;
+    try_bpf().map_err(bpf_refused)
 }
 
 /// Mounts the BPF file system if `pin_path` needs it; gives whether it did.

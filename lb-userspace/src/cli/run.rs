@@ -63,14 +63,7 @@ impl ProgramLog {
 
 impl Run {
     pub(super) fn obey(self, control: Option<PathBuf>, color: ColorWhen) -> anyhow::Result<()> {
-        let filter = env_logger::Env::default().default_filter_or(self.program_log.filter());
-        env_logger::Builder::from_env(filter)
-            .write_style(match color {
-                ColorWhen::Auto => env_logger::WriteStyle::Auto,
-                ColorWhen::Always => env_logger::WriteStyle::Always,
-                ColorWhen::Never => env_logger::WriteStyle::Never,
-            })
-            .init();
+        super::log_to_stderr(self.program_log.filter(), color);
         daemon::run(daemon::Options {
             config: self.config,
             detach_on_exit: self.detach_on_exit,
