@@ -117,3 +117,28 @@ pub(super) fn adopt(folder: &Path, wanted: Sizes) -> anyhow::Result<(Sizes, Vec<
     };
     Ok((actual, differ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_of_another_version_are_refused_with_what_to_do() {
+        let pins = tempfile::tempdir().unwrap();
+        assert!(refuse_other_versions(pins.path()).is_ok());
+        fs::create_dir(pins.path().join("link-eth0")).unwrap();
+        assert!(refuse_other_versions(pins.path()).is_ok());
+        for older in 1..ABI_VERSION {
+            let folder = pins.path().join(format!("v{older}"));
+            fs::create_dir(&folder).unwrap();
+            assert!(!adoptable(pins.path()));
+            let said = refuse_other_versions(pins.path()).unwrap_err().to_string();
+            let expected = format!(
+                "{} holds the tables of another version of lb (ABI {older}; this one has {ABI_VERSION}), whose flows cannot be adopted; start with --fresh to discard them, which ends their connections",
+                pins.path().display()
+            );
+            assert_eq!(said, expected);
+            fs::remove_dir(&folder).unwrap();
+        }
+    }
+}
