@@ -33,13 +33,14 @@ mod words;
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use fault::{Expected, Fault, Unusable};
 pub use report::{ConfigErrors, Place, Problem};
-pub use words::{CheckKind, Forward, Protocol, XdpMode};
+pub use value::Prefix;
+pub use words::{CheckKind, Forward, Protocol, Via, XdpMode};
 
 /// The file that is read when none is named.
 pub const DEFAULT_FILE: &str = "/etc/lb/lb.toml";
@@ -54,6 +55,22 @@ pub struct Config {
     pub node: Node,
     /// What it balances, in the order of the file.
     pub services: Vec<Service>,
+}
+
+impl Config {
+    /// Whether this backend may join the ones that `service`, one of this
+    /// configuration's, has now.
+    ///
+    /// # Errors
+    /// The [`Fault`] that keeps it out.
+    pub fn admit(&self, service: &Service, backend: &Backend) -> Result<(), Fault> {
+        service.admit(backend)?;
+        let sources = &self.node.tunnel_sources;
+        if sources.matter(&self.services) {
+            sources.leave_free("address", backend.address.ip())?;
+        }
+        Ok(())
+    }
 }
 
 /// The balancer itself: `[node]`.
@@ -75,6 +92,53 @@ pub struct Node {
     pub max_services: u32,
     /// How many backends can be held, of all services together.
     pub max_backends: u32,
+    /// Where the outer source addresses of tunnels come from.
+    pub tunnel_sources: TunnelSources,
+}
+
+/// The prefixes from which tunnels take their outer source addresses, by the
+/// outer family. Of an address the low bits vary with the flow, so that
+/// routers and cards on the way spread flows over their links and queues; no
+/// packet ever comes back to one, so they need no host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TunnelSources {
+    /// 8 to 32 bits long.
+    pub v4: Prefix,
+    /// 32 to 128 bits long.
+    pub v6: Prefix,
+}
+
+impl TunnelSources {
+    /// Prefixes that nobody has: 198.18.0.0/16, of those for measurements (RFC
+    /// 2544), and 100::/64, which discards (RFC 6666).
+    pub const DEFAULT: Self = Self {
+        v4: Prefix::v4([198, 18, 0, 0], 16),
+        v6: Prefix::v6([0x100, 0, 0, 0, 0, 0, 0, 0], 64),
+    };
+
+    /// Whether they are used, or at least asked for: the default may well be
+    /// inhabited where there is no tunnel.
+    fn matter(&self, services: &[Service]) -> bool {
+        *self != Self::DEFAULT
+            || services
+                .iter()
+                .any(|service| service.forward == Forward::Tunnel)
+    }
+
+    /// Refuses an address that somebody has and tunnels would pretend to.
+    fn leave_free(&self, key: &'static str, address: IpAddr) -> Result<(), Fault> {
+        match [self.v4, self.v6]
+            .into_iter()
+            .find(|prefix| prefix.contains(address))
+        {
+            Some(prefix) => Err(Fault::TunnelSource {
+                key,
+                address,
+                prefix,
+            }),
+            None => Ok(()),
+        }
+    }
 }
 
 /// One address and port that is balanced: `[[service]]`.
@@ -88,6 +152,9 @@ pub struct Service {
     pub protocol: Protocol,
     /// How packets reach the backends.
     pub forward: Forward,
+    /// The largest TCP segment that either side may announce, in bytes; 0
+    /// leaves it to them.
+    pub max_mss: u16,
     /// How it is found out whether a backend works.
     pub check: Check,
     /// Who serves it, in the order of the file; may be none.
@@ -100,7 +167,7 @@ impl Service {
     /// # Errors
     /// The [`Fault`] that keeps it out.
     pub fn admit(&self, backend: &Backend) -> Result<(), Fault> {
-        value::reachable(self.listen, backend.address)?;
+        value::reachable(self.forward, self.listen, backend.address)?;
         if self.backends.len() >= value::MAX_BACKENDS_OF_SERVICE {
             return Err(Fault::TooManyOfService {
                 limit: value::MAX_BACKENDS_OF_SERVICE,
@@ -123,6 +190,8 @@ impl Service {
 pub struct Check {
     /// What is tried.
     pub kind: CheckKind,
+    /// Which way it goes.
+    pub via: Via,
     /// From the start of one check to the start of the next.
     pub interval: Duration,
     /// How long an answer may take; at most the interval.

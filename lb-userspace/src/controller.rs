@@ -304,7 +304,7 @@ impl Controller {
         let mut overrides = self.state.overrides.clone();
         for orphan in overrides.prune(&config) {
             changes.push(format!(
-                "{}/{}: what was changed at run time is void, for the file no longer has it",
+                "{}/{}: what was changed at run time is void, for the file no longer has a place for it",
                 orphan.service, orphan.backend
             ));
         }
@@ -562,6 +562,7 @@ fn keep_node(new: &mut Node, old: &Node) -> Vec<&'static str> {
     compare("max_flows", new.max_flows == old.max_flows);
     compare("max_services", new.max_services == old.max_services);
     compare("max_backends", new.max_backends == old.max_backends);
+    compare("tunnel_sources", new.tunnel_sources == old.tunnel_sources);
     *new = kept;
     differ
 }

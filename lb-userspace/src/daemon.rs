@@ -27,7 +27,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::address::Addresses;
 use crate::api;
-use crate::config::{self, Config};
+use crate::config::{self, Config, TunnelSources};
 use crate::controller::{self, Controller, Refusal};
 use crate::dataplane::{self, Dataplane, Sizes};
 use crate::health::{Checker, Report};
@@ -36,6 +36,9 @@ use crate::state;
 
 /// Without a packet for this long, a flow's port may be taken for another.
 const IDLE_SECONDS: u32 = 3_600;
+
+/// How many ICMP errors each CPU may send in a second.
+const ERRORS_PER_SECOND: u32 = 1_000;
 
 /// Verdicts on health that may wait to be handled.
 const REPORT_QUEUE: usize = 1_024;
@@ -199,7 +202,7 @@ async fn start(
     let opened = Dataplane::open(
         &node.pin_path,
         sizes,
-        &settings()?,
+        &settings(&node.tunnel_sources, false)?,
         false,
         options.program_log,
     )?;
@@ -208,7 +211,7 @@ async fn start(
     }
     for orphan in state.overrides.prune(&config) {
         warn!(
-            "{}/{}: what was changed at run time is void, for the file no longer has it",
+            "{}/{}: what was changed at run time is void, for the file no longer has a place for it",
             orphan.service, orphan.backend
         );
     }
@@ -238,8 +241,9 @@ async fn start(
     Ok(controller)
 }
 
-/// The constants of the program.
-fn settings() -> anyhow::Result<Settings> {
+/// The constants of the program. `members`: frames may come in by members of
+/// an interface.
+fn settings(sources: &TunnelSources, members: bool) -> anyhow::Result<Settings> {
     let second = host::ticks_per_second();
     let ports = host::ports(Path::new(forwarding::SYSCTLS))?;
     let mut seed = [0; 4];
@@ -251,7 +255,12 @@ fn settings() -> anyhow::Result<Settings> {
         first_port: u32::from(ports.first),
         port_count: u32::from(ports.count),
         seed: u32::from_ne_bytes(seed),
-        ..Settings::PLAIN
+        error_limit: ERRORS_PER_SECOND,
+        members: u32::from(members),
+        tunnel_v4_bits: sources.v4.varied_bits(),
+        tunnel_v6_bits: sources.v6.varied_bits(),
+        tunnel_v4: sources.v4.address().into(),
+        tunnel_v6: sources.v6.address().into(),
     })
 }
 

@@ -9,11 +9,11 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use lb_common::abi::{Endpoint, forward};
+use lb_common::abi::Endpoint;
 use lb_common::{Address, Be16};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{self, Config, Forward};
+use crate::config::{self, Config};
 use crate::health::TargetId;
 
 /// What was changed about one backend at run time.
@@ -50,8 +50,9 @@ impl Overrides {
             .or_default()
     }
 
-    /// Drops what no longer differs from the file, or has nothing left to
-    /// differ from; says what was dropped for the latter reason.
+    /// Drops what no longer differs from the file, or has no place in it any
+    /// more: nothing left to differ from, or an added backend that the
+    /// service's rules now keep out. Says what was dropped for the latter reason.
     pub fn prune(&mut self, config: &Config) -> Vec<TargetId> {
         let mut orphans = Vec::new();
         self.0.retain(|service, backends| {
@@ -70,7 +71,7 @@ impl Overrides {
                             change.weight = None;
                         }
                     }
-                    (Some(_), None) if change.added.is_some() => {}
+                    (Some(service), None) if admitted(config, service, backend, change) => {}
                     _ => {
                         orphans.push(id);
                         return false;
@@ -94,6 +95,18 @@ impl Overrides {
     }
 }
 
+/// Whether a backend that was added at run time may still be there.
+fn admitted(config: &Config, service: &config::Service, name: &str, change: &Override) -> bool {
+    change.added.is_some_and(|address| {
+        let backend = config::Backend {
+            name: name.to_owned(),
+            address,
+            weight: change.weight.unwrap_or(1),
+        };
+        config.admit(service, &backend).is_ok()
+    })
+}
+
 /// A service as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
@@ -101,8 +114,10 @@ pub struct Service {
     pub name: String,
     /// Where it listens.
     pub listen: Endpoint,
-    /// One of [`forward`].
+    /// One of [`lb_common::abi::forward`].
     pub forward: u8,
+    /// The largest TCP segment that may be announced; 0 for any.
+    pub max_mss: u16,
     /// Its backends, in the order of the file, then those added.
     pub backends: Vec<Backend>,
 }
@@ -187,10 +202,8 @@ fn merge(
     Service {
         name: service.name.clone(),
         listen,
-        forward: match service.forward {
-            Forward::FullNat => forward::FULL_NAT,
-            Forward::Nat => forward::NAT,
-        },
+        forward: service.forward.number(),
+        max_mss: service.max_mss,
         backends,
     }
 }

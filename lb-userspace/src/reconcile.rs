@@ -8,10 +8,13 @@
 //! written before it, and what nothing refers to any more is removed last.
 //! Applying a difference twice is harmless.
 //!
-//! A backend that is taken out keeps its number, and its endpoint stays known,
-//! until [`LINGER`] has passed: a handshake that is under way at that moment
-//! still finds its way, and its counters are not given to another.
+//! A backend that is taken out keeps its number until [`LINGER`] has passed, and
+//! an endpoint from which no answers are expected any more stays known for as
+//! long: a handshake that is under way at that moment still finds its way, and
+//! its counters are not given to another. An endpoint goes with its backend, or
+//! earlier, when its service begins to forward so that answers do not pass here.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -19,10 +22,11 @@ use lb_common::abi::{Backend, Endpoint, NOBODY, Party, backend, forward, role};
 use lb_common::{Address, Be16};
 use thiserror::Error;
 
-use crate::model::{self, Service};
+use crate::model::Service;
 use crate::schedule;
 
-/// How long a backend that was taken out keeps its number.
+/// How long a backend that was taken out keeps its number, and its endpoint
+/// stays known.
 pub const LINGER: Duration = Duration::from_secs(60);
 
 /// The tables that the controller writes and the data path reads.
@@ -140,14 +144,22 @@ pub enum Change {
     },
 }
 
-/// Since when backends that are no longer desired have been lingering.
+/// Since when backends, and the endpoints of backends, have been lingering that
+/// are no longer desired.
 #[derive(Clone, Debug, Default)]
-pub struct Lingering(BTreeMap<u32, Instant>);
+pub struct Lingering {
+    backends: BTreeMap<u32, Instant>,
+    endpoints: BTreeMap<Endpoint, Instant>,
+}
 
 impl Lingering {
     /// When the next one is due to be removed.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.0.values().min().map(|&since| since + LINGER)
+        self.backends
+            .values()
+            .chain(self.endpoints.values())
+            .min()
+            .map(|&since| since + LINGER)
     }
 }
 
@@ -198,7 +210,9 @@ pub fn plan(
                     service: number,
                 },
             );
-            join(&mut tables.parties, wanted.endpoint, role::BACKEND, None);
+            if !forward::one_way(service.forward) {
+                party(&mut tables.parties, wanted.endpoint).roles |= role::BACKEND;
+            }
             backends.push(place);
         }
         let weights: Vec<(u32, u16)> = backends
@@ -210,21 +224,19 @@ pub fn plan(
         if !sequence.slots.is_empty() {
             tables.sequences.insert(number, sequence.slots);
         }
-        join(
-            &mut tables.parties,
-            service.listen,
-            role::SERVICE,
-            Some((number, service.forward)),
-        );
-        if service.forward == forward::FULL_NAT {
-            // The address by itself: where late answers to full-nat may arrive.
-            let address = Endpoint {
-                port: Be16::new(0),
-                protocol: 0,
-                ..service.listen
-            };
-            join(&mut tables.parties, address, 0, None);
-        }
+        let listener = party(&mut tables.parties, service.listen);
+        listener.roles |= role::SERVICE;
+        listener.service = number;
+        listener.forward = service.forward;
+        listener.max_mss = service.max_mss;
+        // The address by itself: where echo requests, late answers to full-nat,
+        // and fragments without ports arrive.
+        let address = Endpoint {
+            port: Be16::new(0),
+            protocol: 0,
+            ..service.listen
+        };
+        party(&mut tables.parties, address).roles |= role::ADDRESS;
         services.push(ServicePlan {
             number,
             backends,
@@ -232,6 +244,7 @@ pub fn plan(
         });
     }
     linger(&mut tables, present, lingering, now);
+    linger_endpoints(&mut tables, present, lingering, now);
     Ok(Plan { tables, services })
 }
 
@@ -245,40 +258,66 @@ fn linger(tables: &mut Tables, present: &Tables, lingering: &mut Lingering, now:
         .map(|(&number, &backend)| (number, backend))
         .collect();
     let known: BTreeSet<u32> = gone.iter().map(|&(number, _)| number).collect();
-    lingering.0.retain(|number, _| known.contains(number));
+    lingering
+        .backends
+        .retain(|number, _| known.contains(number));
     for (number, backend) in gone {
-        let since = *lingering.0.entry(number).or_insert(now);
-        if now.duration_since(since) >= LINGER {
-            lingering.0.remove(&number);
-            continue;
+        if stays(&mut lingering.backends, number, now) {
+            tables.backends.insert(number, backend);
         }
-        let endpoint = model::endpoint(
-            backend.address.socket(backend.port),
-            u16::from(backend.protocol),
-        );
-        join(&mut tables.parties, endpoint, role::BACKEND, None);
-        tables.backends.insert(number, backend);
     }
 }
 
-/// Adds a role to an endpoint, which may have others.
-fn join(
-    parties: &mut BTreeMap<Endpoint, Party>,
-    endpoint: Endpoint,
-    role: u8,
-    service: Option<(u32, u8)>,
+/// Keeps the endpoints of backends that no desired backend answers from, until
+/// their time is up.
+fn linger_endpoints(
+    tables: &mut Tables,
+    present: &Tables,
+    lingering: &mut Lingering,
+    now: Instant,
 ) {
-    let party = parties.entry(endpoint).or_insert(Party {
+    let answers = |party: &Party| party.roles & role::BACKEND != 0;
+    let gone: BTreeSet<Endpoint> = present
+        .parties
+        .iter()
+        .filter(|(endpoint, party)| {
+            answers(party) && !tables.parties.get(endpoint).is_some_and(answers)
+        })
+        .map(|(&endpoint, _)| endpoint)
+        .collect();
+    lingering
+        .endpoints
+        .retain(|endpoint, _| gone.contains(endpoint));
+    for endpoint in gone {
+        if stays(&mut lingering.endpoints, endpoint, now) {
+            party(&mut tables.parties, endpoint).roles |= role::BACKEND;
+        }
+    }
+}
+
+/// Whether what is no longer desired stays for now; if not, it is forgotten.
+fn stays<K: Ord>(lingering: &mut BTreeMap<K, Instant>, key: K, now: Instant) -> bool {
+    match lingering.entry(key) {
+        Entry::Vacant(new) => {
+            new.insert(now);
+            true
+        }
+        Entry::Occupied(since) if now.duration_since(*since.get()) < LINGER => true,
+        Entry::Occupied(over) => {
+            over.remove();
+            false
+        }
+    }
+}
+
+/// Who stands behind an endpoint: who was there already, or nobody yet.
+fn party(parties: &mut BTreeMap<Endpoint, Party>, endpoint: Endpoint) -> &mut Party {
+    parties.entry(endpoint).or_insert(Party {
         service: NOBODY,
         forward: 0,
         roles: 0,
         max_mss: 0,
-    });
-    party.roles |= role;
-    if let Some((number, forward)) = service {
-        party.service = number;
-        party.forward = forward;
-    }
+    })
 }
 
 /// Gives out numbers: the ones that endpoints have, else free ones.
@@ -411,245 +450,4 @@ pub fn diff(from: &Tables, to: &Tables) -> Vec<Change> {
         changes.push(Change::RemoveBackend { number });
     }
     changes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const CAPACITY: Capacity = Capacity {
-        services: 4,
-        backends: 8,
-    };
-
-    fn service(name: &str, port: u16, backends: &[(&str, u16, bool)]) -> Service {
-        let endpoint =
-            |text: &str| model::endpoint(text.parse().unwrap(), u16::from(lb_common::abi::TCP));
-        Service {
-            name: name.to_owned(),
-            listen: endpoint(&format!("203.0.113.10:{port}")),
-            forward: forward::FULL_NAT,
-            backends: backends
-                .iter()
-                .map(|&(address, weight, up)| model::Backend {
-                    name: address.to_owned(),
-                    endpoint: endpoint(address),
-                    weight,
-                    configured: Some(weight),
-                    drained: false,
-                    up,
-                })
-                .collect(),
-        }
-    }
-
-    /// Plans, and checks what holds for every plan: the changes lead there, and
-    /// from there none are left.
-    fn step(
-        desired: &[Service],
-        present: &mut Tables,
-        lingering: &mut Lingering,
-        now: Instant,
-    ) -> Plan {
-        let plan = plan(desired, present, lingering, CAPACITY, now).unwrap();
-        let mut reached = present.clone();
-        for change in diff(present, &plan.tables) {
-            reached.apply(&change);
-        }
-        assert_eq!(reached, plan.tables);
-        assert_eq!(diff(&reached, &plan.tables), []);
-        *present = reached;
-        plan
-    }
-
-    #[test]
-    fn a_weight_change_is_one_new_sequence_and_nothing_else() {
-        let (mut tables, mut lingering, now) =
-            (Tables::default(), Lingering::default(), Instant::now());
-        step(
-            &[service(
-                "web",
-                80,
-                &[("10.0.0.1:8080", 3, true), ("10.0.0.2:8080", 1, true)],
-            )],
-            &mut tables,
-            &mut lingering,
-            now,
-        );
-        let desired = [service(
-            "web",
-            80,
-            &[("10.0.0.1:8080", 1, true), ("10.0.0.2:8080", 1, true)],
-        )];
-        let plan = plan(&desired, &tables, &mut lingering, CAPACITY, now).unwrap();
-        let changes = diff(&tables, &plan.tables);
-        assert!(
-            matches!(&changes[..], [Change::SetSequence { service: 0, slots }] if slots.len() == 2),
-            "{changes:?}"
-        );
-    }
-
-    #[test]
-    fn numbers_stay_with_endpoints_when_names_and_order_change() {
-        let (mut tables, mut lingering, now) =
-            (Tables::default(), Lingering::default(), Instant::now());
-        let first = step(
-            &[
-                service("a", 80, &[("10.0.0.1:1", 1, true)]),
-                service("b", 81, &[("10.0.0.2:1", 1, true)]),
-            ],
-            &mut tables,
-            &mut lingering,
-            now,
-        );
-        let second = step(
-            &[
-                service("renamed", 81, &[("10.0.0.2:1", 1, true)]),
-                service("a", 80, &[("10.0.0.1:1", 1, true)]),
-            ],
-            &mut tables,
-            &mut lingering,
-            now,
-        );
-        assert_eq!(first.services[0].number, second.services[1].number);
-        assert_eq!(first.services[1].backends, second.services[0].backends);
-    }
-
-    #[test]
-    fn a_backend_that_is_down_has_no_slot_and_keeps_its_number() {
-        let (mut tables, mut lingering, now) =
-            (Tables::default(), Lingering::default(), Instant::now());
-        let up = step(
-            &[service(
-                "web",
-                80,
-                &[("10.0.0.1:1", 1, true), ("10.0.0.2:1", 1, true)],
-            )],
-            &mut tables,
-            &mut lingering,
-            now,
-        );
-        let down = step(
-            &[service(
-                "web",
-                80,
-                &[("10.0.0.1:1", 1, false), ("10.0.0.2:1", 1, true)],
-            )],
-            &mut tables,
-            &mut lingering,
-            now,
-        );
-        assert_eq!(up.services[0].backends, down.services[0].backends);
-        assert_eq!(tables.sequences[&0], [down.services[0].backends[1]]);
-        step(
-            &[service(
-                "web",
-                80,
-                &[("10.0.0.1:1", 1, false), ("10.0.0.2:1", 1, false)],
-            )],
-            &mut tables,
-            &mut lingering,
-            now,
-        );
-        assert!(tables.sequences.is_empty());
-    }
-
-    #[test]
-    fn a_backend_taken_out_lingers_for_a_minute_and_only_then_frees_its_number() {
-        let (mut tables, mut lingering, now) =
-            (Tables::default(), Lingering::default(), Instant::now());
-        let both = [service(
-            "web",
-            80,
-            &[("10.0.0.1:1", 1, true), ("10.0.0.2:1", 1, true)],
-        )];
-        let one = [service("web", 80, &[("10.0.0.1:1", 1, true)])];
-        let gone = step(&both, &mut tables, &mut lingering, now).services[0].backends[1];
-        step(&one, &mut tables, &mut lingering, now);
-        assert!(tables.backends.contains_key(&gone) && !tables.sequences[&0].contains(&gone));
-        step(
-            &one,
-            &mut tables,
-            &mut lingering,
-            now + LINGER - Duration::from_secs(1),
-        );
-        assert!(tables.backends.contains_key(&gone));
-        assert_eq!(lingering.next_deadline(), Some(now + LINGER));
-        step(&one, &mut tables, &mut lingering, now + LINGER);
-        assert!(!tables.backends.contains_key(&gone));
-        assert_eq!(
-            tables
-                .parties
-                .values()
-                .filter(|party| party.roles & role::BACKEND != 0)
-                .count(),
-            1
-        );
-    }
-
-    #[test]
-    fn a_backend_put_back_while_it_lingers_is_the_same_backend() {
-        let (mut tables, mut lingering, now) =
-            (Tables::default(), Lingering::default(), Instant::now());
-        let both = [service(
-            "web",
-            80,
-            &[("10.0.0.1:1", 1, true), ("10.0.0.2:1", 1, true)],
-        )];
-        let first = step(&both, &mut tables, &mut lingering, now);
-        step(
-            &[service("web", 80, &[("10.0.0.1:1", 1, true)])],
-            &mut tables,
-            &mut lingering,
-            now,
-        );
-        let gone = first.services[0].backends[1];
-        assert!(
-            tables.backends[&gone].flags & backend::UP != 0,
-            "still known to be healthy"
-        );
-        let again = step(
-            &both,
-            &mut tables,
-            &mut lingering,
-            now + Duration::from_secs(5),
-        );
-        assert_eq!(first.services[0].backends, again.services[0].backends);
-        assert_eq!(lingering.next_deadline(), None);
-    }
-
-    #[test]
-    fn what_does_not_fit_is_refused_and_says_what_to_raise() {
-        let services: Vec<Service> = (0..5).map(|n| service("s", 80 + n, &[])).collect();
-        let refused = plan(
-            &services,
-            &Tables::default(),
-            &mut Lingering::default(),
-            CAPACITY,
-            Instant::now(),
-        );
-        assert_eq!(refused.unwrap_err(), Full::Services(4));
-        assert!(Full::Services(4).to_string().contains("node.max_services"));
-    }
-
-    #[test]
-    fn an_endpoint_may_be_a_service_and_a_backend_at_once() {
-        let (mut tables, mut lingering, now) =
-            (Tables::default(), Lingering::default(), Instant::now());
-        step(
-            &[
-                service("outer", 80, &[("203.0.113.10:81", 1, true)]),
-                service("inner", 81, &[("10.0.0.1:1", 1, true)]),
-            ],
-            &mut tables,
-            &mut lingering,
-            now,
-        );
-        let inner = model::endpoint(
-            "203.0.113.10:81".parse().unwrap(),
-            u16::from(lb_common::abi::TCP),
-        );
-        assert_eq!(tables.parties[&inner].roles, role::SERVICE | role::BACKEND);
-        assert_eq!(tables.parties[&inner].service, 1);
-    }
 }

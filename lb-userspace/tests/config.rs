@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use lb_userspace::config::{
     self, Backend, Check, CheckKind, Config, ConfigErrors, Fault, Forward, MAX_FILE_BYTES, Node,
-    Protocol, Service, XdpMode,
+    Protocol, Service, TunnelSources, Via, XdpMode, value,
 };
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -25,12 +25,14 @@ control = "/run/lb/a.sock"
 max_flows = 2_000_000
 max_services = 10
 max_backends = 100
+tunnel_sources = ["100:0:0:1::/96", "198.19.0.0/24"]
 
 [[service]]
 name = "web"
 listen = "203.0.113.10:80"
 protocol = "tcp"
 forward = "nat"
+max_mss = 1360
 scheduler = "wrr"
 affinity = "0s"
 on_down = "keep"
@@ -39,6 +41,7 @@ slow_start = "0s"
 min_healthy = 0
 [service.check]
 type = "tcp"
+via = "backend"
 interval = "2s"; timeout = "1s 500ms"; rise = 1; fall = 5
 port = 9000
 [[service.backend]]
@@ -59,6 +62,23 @@ check = { type = "none" }
 backend = [
     { name = "dns1", address = "[2001:db8:1::1]:5353", weight = 256 },
 ]
+
+[[service]]
+name = "direct"
+listen = "203.0.113.10:443"
+forward = "dsr"
+check = { via = "service" }
+backend = [{ name = "direct1", address = "10.0.1.11:443" }]
+
+[[service]]
+name = "far"
+listen = "203.0.113.10:8443"
+forward = "tunnel"
+max_mss = 0
+backend = [
+    { name = "far4", address = "10.0.1.11:8443" },
+    { name = "far6", address = "[2001:db8:1::1]:8443" },
+]
 "#;
 
 /// As in `EVERYTHING`, but TOML has one key a line.
@@ -78,6 +98,19 @@ fn backend(name: &str, address: &str, weight: u16) -> Backend {
     }
 }
 
+/// What a check is of which nothing is said.
+fn plain_check() -> Check {
+    Check {
+        kind: CheckKind::Tcp,
+        via: Via::Backend,
+        interval: Duration::from_secs(1),
+        timeout: Duration::from_millis(500),
+        rise: 2,
+        fall: 3,
+        port: None,
+    }
+}
+
 #[test]
 fn every_key_means_what_it_says() {
     let web = Service {
@@ -85,8 +118,10 @@ fn every_key_means_what_it_says() {
         listen: "203.0.113.10:80".parse().expect("an address"),
         protocol: Protocol::Tcp,
         forward: Forward::Nat,
+        max_mss: 1360,
         check: Check {
             kind: CheckKind::Tcp,
+            via: Via::Backend,
             interval: Duration::from_secs(2),
             timeout: Duration::from_millis(1500),
             rise: 1,
@@ -103,15 +138,36 @@ fn every_key_means_what_it_says() {
         listen: "[2001:db8::10]:53".parse().expect("an address"),
         protocol: Protocol::Udp,
         forward: Forward::FullNat,
+        max_mss: 0,
         check: Check {
             kind: CheckKind::None,
-            interval: Duration::from_secs(1),
-            timeout: Duration::from_millis(500),
-            rise: 2,
-            fall: 3,
-            port: None,
+            ..plain_check()
         },
         backends: vec![backend("dns1", "[2001:db8:1::1]:5353", 256)],
+    };
+    let direct = Service {
+        name: "direct".into(),
+        listen: "203.0.113.10:443".parse().expect("an address"),
+        protocol: Protocol::Tcp,
+        forward: Forward::Dsr,
+        max_mss: 0,
+        check: Check {
+            via: Via::Service,
+            ..plain_check()
+        },
+        backends: vec![backend("direct1", "10.0.1.11:443", 1)],
+    };
+    let far = Service {
+        name: "far".into(),
+        listen: "203.0.113.10:8443".parse().expect("an address"),
+        protocol: Protocol::Tcp,
+        forward: Forward::Tunnel,
+        max_mss: 0,
+        check: plain_check(),
+        backends: vec![
+            backend("far4", "10.0.1.11:8443", 1),
+            backend("far6", "[2001:db8:1::1]:8443", 1),
+        ],
     };
     let node = Node {
         name: "lb-a".into(),
@@ -122,10 +178,14 @@ fn every_key_means_what_it_says() {
         max_flows: 2_000_000,
         max_services: 10,
         max_backends: 100,
+        tunnel_sources: TunnelSources {
+            v4: value::prefix("", "198.19.0.0/24").expect("a prefix"),
+            v6: value::prefix("", "100:0:0:1::/96").expect("a prefix"),
+        },
     };
     let expected = Config {
         node,
-        services: vec![web, dns],
+        services: vec![web, dns, direct, far],
     };
     assert_eq!(parse(&everything()), Ok(expected));
 }
@@ -156,20 +216,15 @@ fn what_is_not_said_has_its_default() {
         max_flows: 1_000_000,
         max_services: 4096,
         max_backends: 65_536,
+        tunnel_sources: TunnelSources::DEFAULT,
     };
     assert_eq!(node, expected);
     let web = &services[0];
     assert_eq!(
-        (web.protocol, web.forward),
-        (Protocol::Tcp, Forward::FullNat)
+        (web.protocol, web.forward, web.max_mss),
+        (Protocol::Tcp, Forward::FullNat, 0)
     );
-    assert_eq!(web.check.kind, CheckKind::Tcp);
-    assert_eq!(web.check.interval, Duration::from_secs(1));
-    assert_eq!(web.check.timeout, Duration::from_millis(500));
-    assert_eq!(
-        (web.check.rise, web.check.fall, web.check.port),
-        (2, 3, None)
-    );
+    assert_eq!(web.check, plain_check());
     assert_eq!(web.backends, [backend("web1", "10.0.1.11:8080", 1)]);
     assert_eq!(
         services[1].check.kind,
@@ -215,7 +270,7 @@ fn what_is_said_about_bad_files() {
         };
         assert_eq!(said, expected.trim_end_matches('\n'), "{title}");
     }
-    assert_eq!(cases, 39);
+    assert_eq!(cases, 58);
 }
 
 #[test]
@@ -226,8 +281,8 @@ fn a_fault_fits_into_one_line_too() {
     let errors = parse(&text).expect_err("two faults");
     let lines: Vec<String> = errors.lines().collect();
     let expected = [
-        "lb.toml:29: `port` must be 1 to 65535, not 0",
-        "lb.toml:38: unknown key `wieght`",
+        "lb.toml:32: `port` must be 1 to 65535, not 0",
+        "lb.toml:41: unknown key `wieght`",
     ];
     assert_eq!(lines, expected);
 }
@@ -284,16 +339,21 @@ fn a_file_of_the_largest_size_is_read() {
     fs::write(&path, &text).expect("written");
     assert_eq!(
         config::load(&path).map(|config| config.services.len()),
-        Ok(2)
+        Ok(4)
     );
 }
 
 #[test]
 fn a_backend_is_admitted_at_run_time_by_the_rules_of_the_file() {
     let config = parse(&everything()).expect("valid");
-    let web = &config.services[0];
-    assert_eq!(web.admit(&backend("web3", "10.0.1.13:80", 1)), Ok(()));
-    let refused = |name, address| web.admit(&backend(name, address, 1)).expect_err("refused");
+    let [web, _, direct, far] = &config.services[..] else {
+        panic!("four services");
+    };
+    let admit = |to, name, address| config.admit(to, &backend(name, address, 1));
+    assert_eq!(admit(web, "web3", "10.0.1.13:80"), Ok(()));
+    assert_eq!(admit(direct, "direct2", "10.0.1.13:443"), Ok(()));
+    assert_eq!(admit(far, "far2", "[2001:db8:1::2]:8443"), Ok(()));
+    let refused = |name, address| admit(web, name, address).expect_err("refused");
     assert_eq!(
         refused("web1", "10.0.1.13:80").to_string(),
         "the backend name \"web1\" is used twice"
@@ -310,6 +370,47 @@ fn a_backend_is_admitted_at_run_time_by_the_rules_of_the_file() {
         refused("web3", "203.0.113.10:80"),
         Fault::OwnBackend { .. }
     ));
+    for (to, address, says) in [
+        (
+            direct,
+            "10.0.1.13:80",
+            "the backend has port 80 and the service 443",
+        ),
+        (
+            direct,
+            "[2001:db8:1::2]:443",
+            "the backend is IPv6 and the service IPv4",
+        ),
+        (
+            far,
+            "10.0.1.13:80",
+            "the backend has port 80 and the service 8443",
+        ),
+        (
+            far,
+            "198.19.0.77:8443",
+            "`address` 198.19.0.77 lies in 198.19.0.0/24, where tunnels have their source addresses",
+        ),
+    ] {
+        let refused = admit(to, "new", address).expect_err("refused");
+        assert_eq!(refused.to_string(), says);
+    }
+}
+
+#[test]
+fn the_default_sources_of_tunnels_bind_only_who_has_tunnels() {
+    let text = |forward| {
+        format!(
+            "[node]\ninterfaces = [\"eth0\"]\n[[service]]\nname = \"web\"\n\
+             listen = \"198.18.0.10:80\"\nforward = \"{forward}\"\n"
+        )
+    };
+    assert!(parse(&text("dsr")).is_ok());
+    let said = parse(&text("tunnel")).expect_err("a contradiction");
+    let lines: Vec<String> = said.lines().collect();
+    let expected = "lb.toml:5: `listen` 198.18.0.10 lies in 198.18.0.0/16, \
+                    where tunnels have their source addresses";
+    assert_eq!(lines, [expected]);
 }
 
 /// The parser ends, with a configuration or with errors that can be shown and
@@ -382,6 +483,10 @@ fn piece() -> impl Strategy<Value = String> {
         "none",
         "http",
         "dsr",
+        "max_mss = 100\n",
+        "tunnel_sources = [\"10.0.0.0/8\"]\n",
+        "via = \"service\"\n",
+        "0.0.0.0/0",
         "interfaces",
         "weight",
     ];

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use humantime::format_duration;
 
-use super::MAX_FILE_BYTES;
+use super::{Forward, MAX_FILE_BYTES, Prefix};
 
 /// One thing that is wrong: the sentence says what, [`Fault::help`] what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -59,6 +59,18 @@ pub enum Fault {
         high: u32,
         found: String,
     },
+    #[error("`{key}` must be 0 or {low} to {high}, not {found}")]
+    NeitherOffNorInRange {
+        key: &'static str,
+        low: u32,
+        high: u32,
+        found: String,
+    },
+    #[error("{what} goes only with {with}")]
+    OnlyWith {
+        what: &'static str,
+        with: &'static str,
+    },
     #[error("`{key}` must be a duration, not \"{found}\"")]
     NotADuration { key: &'static str, found: String },
     #[error(
@@ -110,13 +122,46 @@ pub enum Fault {
         address: IpAddr,
         why: Unusable,
     },
-    #[error("the backend is {} and the service {}", family(*backend), family(*service))]
+    #[error("the backend is {} and the service {}", family(backend.ip()), family(service.ip()))]
     MixedFamilies {
         backend: SocketAddr,
         service: SocketAddr,
     },
     #[error("the backend's address {address} is the service's own")]
     OwnBackend { address: SocketAddr },
+    #[error("the backend has port {} and the service {}", backend.port(), service.port())]
+    OtherPort {
+        forward: Forward,
+        backend: SocketAddr,
+        service: SocketAddr,
+    },
+    #[error("`{key}` must be an IP address and a length, not \"{found}\"")]
+    NotAPrefix {
+        key: &'static str,
+        found: String,
+        meant: Option<String>,
+    },
+    #[error("{found} is no prefix: it has bits beyond its length")]
+    BitsBeyond { found: String, meant: Prefix },
+    #[error("the length of an {} prefix in `{key}` must be {low} to {high}, not {}", family(prefix.address()), prefix.length())]
+    PrefixLength {
+        key: &'static str,
+        low: u8,
+        high: u8,
+        prefix: Prefix,
+    },
+    #[error("`{key}` cannot be {prefix}: {why}")]
+    UnusablePrefix {
+        key: &'static str,
+        prefix: Prefix,
+        why: Unusable,
+    },
+    #[error("`{key}` {address} lies in {prefix}, where tunnels have their source addresses")]
+    TunnelSource {
+        key: &'static str,
+        address: IpAddr,
+        prefix: Prefix,
+    },
     #[error("{what} {value} is used twice")]
     Twice {
         what: &'static str,
@@ -184,7 +229,9 @@ impl Fault {
             Self::Unreadable { absent: false, .. }
             | Self::Syntax { .. }
             | Self::DurationOutOfRange { .. }
-            | Self::OutOfRange { .. } => return None,
+            | Self::OutOfRange { .. }
+            | Self::NeitherOffNorInRange { .. } => return None,
+            Self::OnlyWith { .. } => "change the one or remove the other".into(),
             Self::TooLarge => "is this the right file?".into(),
             Self::NotUtf8 => "save it in UTF-8".into(),
             Self::UnknownKey {
@@ -236,8 +283,35 @@ impl Fault {
             Self::PortZero { .. } => "a port is 1 to 65535".into(),
             Self::UnusableAddress { why, address, .. } => why.help(*address),
             Self::MixedFamilies { service, .. } => {
-                let family = family(*service);
-                format!("full-nat and nat keep the family: give the backend an {family} address")
+                let family = family(service.ip());
+                format!("only a tunnel may change the family: give the backend an {family} address")
+            }
+            Self::OtherPort {
+                forward,
+                backend,
+                service,
+            } => {
+                let meant = SocketAddr::new(backend.ip(), service.port());
+                format!("{forward} changes no port: write \"{meant}\"")
+            }
+            Self::NotAPrefix {
+                meant: Some(meant), ..
+            } => format!("write \"{meant}\""),
+            Self::NotAPrefix { meant: None, .. } => {
+                "write \"198.18.0.0/16\" or \"100::/64\"".into()
+            }
+            Self::BitsBeyond { meant, .. } => format!("write \"{meant}\""),
+            Self::PrefixLength { prefix, .. } if prefix.address().is_ipv4() => {
+                "the bits after it vary with the connection".into()
+            }
+            Self::PrefixLength { .. } => {
+                "the last bits, at most 32, vary with the connection".into()
+            }
+            Self::UnusablePrefix { .. } => {
+                "name a prefix that nobody has, such as \"198.18.0.0/16\" or \"100::/64\"".into()
+            }
+            Self::TunnelSource { .. } => {
+                "set `tunnel_sources` in [node] to a prefix that nobody has".into()
             }
             Self::OwnBackend { .. } => "name the address of the server behind it".into(),
             Self::Twice { scope, .. } => return Some((*scope).into()),
@@ -323,6 +397,6 @@ pub(super) fn quoted(words: &[&str]) -> String {
 }
 
 /// The name of the address's family.
-fn family(address: SocketAddr) -> &'static str {
+fn family(address: IpAddr) -> &'static str {
     if address.is_ipv4() { "IPv4" } else { "IPv6" }
 }

@@ -44,6 +44,7 @@ pub(super) const NODE: Keys = Keys {
         "max_flows",
         "max_services",
         "max_backends",
+        "tunnel_sources",
     ],
     later: &[],
 };
@@ -57,6 +58,7 @@ pub(super) const SERVICE: Keys = Keys {
         "listen",
         "protocol",
         "forward",
+        "max_mss",
         "scheduler",
         "affinity",
         "on_down",
@@ -76,7 +78,7 @@ const PLAIN_CHECK: &str = "remove the key; the checks here are \"tcp\" and \"non
 pub(super) const CHECK: Keys = Keys {
     place: "this check",
     header: "[service.check]",
-    valid: &["type", "interval", "timeout", "rise", "fall", "port"],
+    valid: &["type", "via", "interval", "timeout", "rise", "fall", "port"],
     later: &[
         ("path", PLAIN_CHECK),
         ("expect_status", PLAIN_CHECK),
@@ -152,6 +154,7 @@ mod tests {
     fn a_key_of_one_section_only_has_a_home() {
         assert_eq!(home("interfaces"), Some("[node]"));
         assert_eq!(home("interval"), Some("[service.check]"));
+        assert_eq!(home("tunnel_sources"), Some("[node]"));
         assert_eq!(home("name"), None, "several sections have names");
         assert_eq!(home("colour"), None);
     }

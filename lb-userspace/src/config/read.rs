@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ use super::keys;
 use super::report::Found;
 use super::section::{At, Section, integer, parsed};
 use super::value;
-use super::words::{CheckKind, Forward, OnDown, Protocol, Scheduler, XdpMode};
-use super::{Backend, Check, Config, Node, Service};
+use super::words::{CheckKind, Forward, OnDown, Protocol, Scheduler, Via, XdpMode};
+use super::{Backend, Check, Config, Node, Service, TunnelSources};
 
 /// The most interfaces one balancer may have.
 const MAX_INTERFACES: usize = 64;
@@ -87,7 +87,36 @@ fn node(root: &Section<'_>, host: &str, found: &mut Found) -> Option<Node> {
         max_backends: section
             .number("max_backends", BACKENDS, found)
             .unwrap_or(65_536),
+        tunnel_sources: tunnel_sources(&section, found),
     })
+}
+
+/// The prefixes of tunnels: at most one for each family, else the default.
+fn tunnel_sources(section: &Section<'_>, found: &mut Found) -> TunnelSources {
+    const KEY: &str = "tunnel_sources";
+    let mut sources = TunnelSources::DEFAULT;
+    let Some(prefixes) = section.texts(KEY, found) else {
+        return sources;
+    };
+    let mut seen = HashMap::new();
+    for At { value: text, span } in prefixes.value {
+        let Some(prefix) = parsed(value::tunnel_source(KEY, text), span, found) else {
+            continue;
+        };
+        let At { value, span } = prefix;
+        let (family, source) = match value.address() {
+            IpAddr::V4(_) => ("IPv4", &mut sources.v4),
+            IpAddr::V6(_) => ("IPv6", &mut sources.v6),
+        };
+        *source = value;
+        let twice = || Fault::Twice {
+            what: "the family",
+            value: family.to_owned(),
+            scope: "`tunnel_sources` has at most one prefix for each family",
+        };
+        once(&mut seen, family, span, found, twice);
+    }
+    sources
 }
 
 /// The interfaces: at least one, each once.
@@ -135,6 +164,24 @@ fn interfaces(section: &Section<'_>, found: &mut Found) -> Vec<String> {
 struct Taken {
     names: HashMap<String, Range<usize>>,
     listens: HashMap<(SocketAddr, Protocol), Range<usize>>,
+    addresses: Vec<Inhabited>,
+}
+
+/// An address that somebody has: the key that says so, and where.
+struct Inhabited {
+    key: &'static str,
+    address: IpAddr,
+    span: Range<usize>,
+}
+
+impl Taken {
+    fn inhabited(&mut self, key: &'static str, at: SocketAddr, span: &Range<usize>) {
+        self.addresses.push(Inhabited {
+            key,
+            address: at.ip(),
+            span: span.clone(),
+        });
+    }
 }
 
 /// Every `[[service]]`, and whether they fit into the capacities.
@@ -177,6 +224,14 @@ fn services(root: &Section<'_>, node: Option<&Node>, found: &mut Found) -> Vec<S
         backends_left = backends_left.saturating_sub(backends.len());
         services.extend(service(section, &backends, &mut taken, found));
     }
+    if let Some(node) = node
+        && node.tunnel_sources.matter(&services)
+    {
+        for Inhabited { key, address, span } in taken.addresses {
+            let free = node.tunnel_sources.leave_free(key, address);
+            parsed(free, span, found);
+        }
+    }
     services
 }
 
@@ -218,19 +273,43 @@ fn service(
             twice,
         );
     }
+    if let Some(At { value, span }) = &listen {
+        taken.inhabited("listen", *value, span);
+    }
     let listen = listen.map(|listen| listen.value);
-    let forward = section.word("forward", Forward::FullNat, found);
+    let forward = match section.word_at("forward", found) {
+        Some(forward) => Some(forward.value),
+        None if section.has("forward") => None,
+        None => Some(Forward::FullNat),
+    };
+    let max_mss = max_mss(section, protocol, found);
     not_yet(section, found);
-    let check = check(section, protocol, found);
-    let backends = backends_of(backends, listen, found);
+    let check = check(section, protocol, forward, found);
+    let backends = backends_of(backends, forward.zip(listen), taken, found);
     Some(Service {
         name: name?.value,
         listen: listen?,
         protocol,
-        forward,
+        forward: forward?,
+        max_mss,
         check,
         backends,
     })
+}
+
+/// The largest segment, which only TCP has.
+fn max_mss(section: &Section<'_>, protocol: Protocol, found: &mut Found) -> u16 {
+    let Some(At { value, span }) = section.number_or_off("max_mss", value::MAX_MSS, found) else {
+        return 0;
+    };
+    if value != 0 && protocol != Protocol::Tcp {
+        let fault = Fault::OnlyWith {
+            what: "`max_mss`",
+            with: "`protocol = \"tcp\"`",
+        };
+        found.add(span, fault);
+    }
+    u16::try_from(value).unwrap_or_default()
 }
 
 /// The keys whose only value so far is the one that asks for nothing.
@@ -252,7 +331,13 @@ fn not_yet(section: &Section<'_>, found: &mut Found) {
 }
 
 /// `[service.check]`, or what a service of this protocol has without it.
-fn check(service: &Section<'_>, protocol: Protocol, found: &mut Found) -> Check {
+/// Without a mode of forwarding, what depends on it is not judged.
+fn check(
+    service: &Section<'_>,
+    protocol: Protocol,
+    forward: Option<Forward>,
+    found: &mut Found,
+) -> Check {
     let kind = match protocol {
         Protocol::Tcp => CheckKind::Tcp,
         Protocol::Udp => CheckKind::None,
@@ -261,6 +346,7 @@ fn check(service: &Section<'_>, protocol: Protocol, found: &mut Found) -> Check 
     let timeout = Duration::from_millis(500);
     let default = Check {
         kind,
+        via: Via::Backend,
         interval,
         timeout,
         rise: 2,
@@ -295,6 +381,7 @@ fn check(service: &Section<'_>, protocol: Protocol, found: &mut Found) -> Check 
     let port = section.number("port", 1..=u32::from(u16::MAX), found);
     Check {
         kind,
+        via: via(&section, kind, forward, found),
         interval,
         timeout: written.map_or(default.timeout.min(interval), |at| at.value),
         rise: section
@@ -307,10 +394,36 @@ fn check(service: &Section<'_>, protocol: Protocol, found: &mut Found) -> Check 
     }
 }
 
-/// Every `[[service.backend]]` of the service that listens there.
+/// Which way a check goes: the way of the packets only where the service's
+/// address is the backend's too, and to the port that they go to.
+fn via(section: &Section<'_>, kind: CheckKind, forward: Option<Forward>, found: &mut Found) -> Via {
+    let Some(At { value: via, span }) = section.word_at("via", found) else {
+        return Via::Backend;
+    };
+    if via == Via::Service {
+        let with = if forward.is_some_and(|forward| !forward.one_way()) {
+            Some("`forward = \"dsr\"` or \"tunnel\"")
+        } else if kind != CheckKind::Tcp {
+            Some("`type = \"tcp\"`")
+        } else if section.has("port") {
+            Some("the service's own port, without `port`")
+        } else {
+            None
+        };
+        if let Some(with) = with {
+            let what = "`via = \"service\"`";
+            found.add(span, Fault::OnlyWith { what, with });
+        }
+    }
+    via
+}
+
+/// Every `[[service.backend]]` of a service; `of` is how it forwards and where
+/// it listens.
 fn backends_of(
     sections: &[Section<'_>],
-    listen: Option<SocketAddr>,
+    of: Option<(Forward, SocketAddr)>,
+    taken: &mut Taken,
     found: &mut Found,
 ) -> Vec<Backend> {
     let mut names = HashMap::new();
@@ -325,7 +438,9 @@ fn backends_of(
         }
         let placed = |text: &str| {
             let address = value::address("address", text)?;
-            listen.map_or(Ok(()), |listen| value::reachable(listen, address))?;
+            if let Some((forward, listen)) = of {
+                value::reachable(forward, listen, address)?;
+            }
             Ok(address)
         };
         let address = section.required("address", "`address = \"10.0.1.11:80\"`", found, placed);
@@ -336,6 +451,7 @@ fn backends_of(
         {
             let twice = || Fault::same_backend_address(*address);
             once(&mut addresses, *address, span.clone(), found, twice);
+            taken.inhabited("address", *address, span);
         }
         let weight = section.number("weight", 0..=u32::from(value::MAX_WEIGHT), found);
         let weight = weight

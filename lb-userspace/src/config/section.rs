@@ -132,8 +132,12 @@ impl<'t> Section<'t> {
 
     /// One of a few words.
     pub(super) fn word<T: Word>(&self, key: &'static str, default: T, found: &mut Found) -> T {
+        self.word_at(key, found).map_or(default, |at| at.value)
+    }
+
+    /// One of a few words, and where it stands.
+    pub(super) fn word_at<T: Word>(&self, key: &'static str, found: &mut Found) -> Option<At<T>> {
         self.parsed(key, found, |text| word(key, text))
-            .map_or(default, |at| at.value)
     }
 
     /// A whole number.
@@ -143,30 +147,63 @@ impl<'t> Section<'t> {
         allowed: RangeInclusive<u32>,
         found: &mut Found,
     ) -> Option<u32> {
+        let (low, high) = allowed.clone().into_inner();
+        let out_of_range = |found| Fault::OutOfRange {
+            key,
+            low,
+            high,
+            found,
+        };
+        let fits = |number| allowed.contains(&number);
+        let number = self.whole(key, low..=high, fits, out_of_range, found);
+        number.map(|at| at.value)
+    }
+
+    /// A whole number, or 0, which asks for nothing.
+    pub(super) fn number_or_off(
+        &self,
+        key: &'static str,
+        allowed: RangeInclusive<u32>,
+        found: &mut Found,
+    ) -> Option<At<u32>> {
+        let (low, high) = allowed.clone().into_inner();
+        let neither = |found| Fault::NeitherOffNorInRange {
+            key,
+            low,
+            high,
+            found,
+        };
+        let fits = |number| number == 0 || allowed.contains(&number);
+        self.whole(key, 0..=high, fits, neither, found)
+    }
+
+    /// A whole number that fits; `span` is what one of another type is told.
+    fn whole(
+        &self,
+        key: &'static str,
+        span: RangeInclusive<u32>,
+        fits: impl Fn(u32) -> bool,
+        misfit: impl FnOnce(String) -> Fault,
+        found: &mut Found,
+    ) -> Option<At<u32>> {
         let value = self.value(key)?;
-        let (low, high) = allowed.into_inner();
         let DeValue::Integer(written) = value.get_ref() else {
-            found.add(
-                value.span(),
-                wrong_type(key, Expected::Number { low, high }, value),
-            );
+            let (low, high) = span.into_inner();
+            let expected = Expected::Number { low, high };
+            found.add(value.span(), wrong_type(key, expected, value));
             return None;
         };
         let number = integer(written).and_then(|number| u32::try_from(number).ok());
-        let number = number.filter(|number| (low..=high).contains(number));
-        if number.is_none() {
-            let written = shown(&written.to_string());
-            found.add(
-                value.span(),
-                Fault::OutOfRange {
-                    key,
-                    low,
-                    high,
-                    found: written,
-                },
-            );
+        match number.filter(|&number| fits(number)) {
+            Some(number) => Some(At {
+                value: number,
+                span: value.span(),
+            }),
+            None => {
+                found.add(value.span(), misfit(shown(&written.to_string())));
+                None
+            }
         }
-        number
     }
 
     /// A duration in a range.

@@ -3,13 +3,16 @@
 //! The command line takes the same values and uses the same functions, so that
 //! a weight, a name or an address means the same wherever it is written.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use lb_common::abi::sequence;
 
 use super::fault::{Fault, Unusable, shown};
+use super::words::Forward;
 
 /// The highest weight.
 pub const MAX_WEIGHT: u16 = 256;
@@ -138,19 +141,177 @@ fn unusable(address: SocketAddr) -> Option<Unusable> {
     }
 }
 
-/// Whether a service can send to a backend: one family, and not itself.
+/// Whether a service that forwards in this way can send to a backend: one
+/// family unless a tunnel carries the one in the other, the service's port
+/// where no port is rewritten, and not itself.
 ///
 /// # Errors
-/// Which of the two it is.
-pub fn reachable(service: SocketAddr, backend: SocketAddr) -> Result<(), Fault> {
-    if service.is_ipv4() != backend.is_ipv4() {
+/// Which of them it is.
+pub fn reachable(forward: Forward, service: SocketAddr, backend: SocketAddr) -> Result<(), Fault> {
+    if forward != Forward::Tunnel && service.is_ipv4() != backend.is_ipv4() {
         Err(Fault::MixedFamilies { backend, service })
     } else if service == backend {
         Err(Fault::OwnBackend { address: backend })
+    } else if forward.one_way() && service.port() != backend.port() {
+        Err(Fault::OtherPort {
+            forward,
+            backend,
+            service,
+        })
     } else {
         Ok(())
     }
 }
+
+/// The addresses that begin with the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefix {
+    /// The first of them.
+    address: IpAddr,
+    /// How many bits.
+    length: u8,
+}
+
+impl Prefix {
+    /// An IPv4 prefix of at most 32 bits, with no bit set beyond them.
+    pub(super) const fn v4([a, b, c, d]: [u8; 4], length: u8) -> Self {
+        Self {
+            address: IpAddr::V4(Ipv4Addr::new(a, b, c, d)),
+            length,
+        }
+    }
+
+    /// An IPv6 prefix of at most 128 bits, with no bit set beyond them.
+    pub(super) const fn v6([a, b, c, d, e, f, g, h]: [u16; 8], length: u8) -> Self {
+        Self {
+            address: IpAddr::V6(Ipv6Addr::new(a, b, c, d, e, f, g, h)),
+            length,
+        }
+    }
+
+    /// The first of its addresses.
+    pub const fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// How many bits its addresses have in common.
+    pub const fn length(&self) -> u8 {
+        self.length
+    }
+
+    /// How many bits its addresses do not have in common.
+    const fn free_bits(&self) -> u32 {
+        width(self.address) as u32 - self.length as u32
+    }
+
+    /// How many of these bits vary with the flow where tunnels have their
+    /// source addresses: the data path has a word of hash for them.
+    pub fn varied_bits(&self) -> u32 {
+        self.free_bits().min(32)
+    }
+
+    /// Whether this is one of its addresses.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.address.is_ipv4() == address.is_ipv4() && self.first_with(address) == self.address
+    }
+
+    /// The first address that begins as this one does.
+    fn first_with(&self, address: IpAddr) -> IpAddr {
+        let free = self.free_bits();
+        match address {
+            IpAddr::V4(v4) => {
+                let kept = u32::MAX.checked_shl(free).unwrap_or(0);
+                Ipv4Addr::from_bits(v4.to_bits() & kept).into()
+            }
+            IpAddr::V6(v6) => {
+                let kept = u128::MAX.checked_shl(free).unwrap_or(0);
+                Ipv6Addr::from_bits(v6.to_bits() & kept).into()
+            }
+        }
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.length)
+    }
+}
+
+/// How many bits an address of this family has.
+const fn width(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    }
+}
+
+/// A prefix, such as 198.18.0.0/16.
+///
+/// # Errors
+/// If it cannot be read as one.
+pub fn prefix(key: &'static str, text: &str) -> Result<Prefix, Fault> {
+    let Some(written) = written_prefix(text) else {
+        let meant = text.parse().ok().map(|address: IpAddr| {
+            let length = width(address);
+            Prefix { address, length }.to_string()
+        });
+        return Err(Fault::NotAPrefix {
+            key,
+            found: shown(text),
+            meant,
+        });
+    };
+    let first = Prefix {
+        address: written.first_with(written.address),
+        ..written
+    };
+    if first == written {
+        Ok(first)
+    } else {
+        Err(Fault::BitsBeyond {
+            found: written.to_string(),
+            meant: first,
+        })
+    }
+}
+
+/// An address and a length, whatever bits may be set beyond it.
+fn written_prefix(text: &str) -> Option<Prefix> {
+    let (address, length) = text.split_once('/')?;
+    let address: IpAddr = address.parse().ok()?;
+    let plain = !length.is_empty() && length.bytes().all(|byte| byte.is_ascii_digit());
+    let length: u8 = length.parse().ok().filter(|_| plain)?;
+    (length <= width(address)).then_some(Prefix { address, length })
+}
+
+/// A prefix from which tunnels may take their source addresses.
+///
+/// # Errors
+/// If it is no prefix, is too short or too long, or no packet may come from it.
+pub fn tunnel_source(key: &'static str, text: &str) -> Result<Prefix, Fault> {
+    let prefix = prefix(key, text)?;
+    let (low, high) = match prefix.address {
+        IpAddr::V4(_) => (8, 32),
+        IpAddr::V6(_) => (32, 128),
+    };
+    if !(low..=high).contains(&prefix.length) {
+        return Err(Fault::PrefixLength {
+            key,
+            low,
+            high,
+            prefix,
+        });
+    }
+    match unusable(SocketAddr::new(prefix.address, 0)) {
+        Some(why) => Err(Fault::UnusablePrefix { key, prefix, why }),
+        None => Ok(prefix),
+    }
+}
+
+/// The largest TCP segment that may be announced, or 0 for any. The least is
+/// what a host assumes that was told nothing (RFC 9293, section 3.7.1), the
+/// most what the longest IPv4 packet can carry.
+pub const MAX_MSS: RangeInclusive<u32> = 536..=65_495;
 
 /// A duration such as "500ms" or "1m 30s".
 ///
@@ -293,6 +454,51 @@ mod tests {
         assert_eq!(address("address", "10.0.0.1:0"), zero);
         assert!(address("address", "169.254.1.1:80").is_ok());
         assert!(address("address", "[fd00::1]:65535").is_ok());
+    }
+
+    #[test]
+    fn a_prefix_holds_the_addresses_that_begin_as_it_does() {
+        for (written, inside, outside, varied) in [
+            ("198.18.0.0/16", "198.18.255.255", "198.19.0.0", 16),
+            ("203.0.113.7/32", "203.0.113.7", "203.0.113.6", 0),
+            ("0.0.0.0/0", "255.1.2.3", "::", 32),
+            ("100::/64", "100::ffff:0:0:1", "100:0:0:1::", 32),
+            (
+                "2001:db8::/96",
+                "2001:db8::ffff:ffff",
+                "2001:db8::1:0:0",
+                32,
+            ),
+            ("2001:db8::4/126", "2001:db8::7", "2001:db8::8", 2),
+            ("::/0", "ffff::", "198.18.0.0", 32),
+        ] {
+            let prefix = prefix("", written).unwrap();
+            assert_eq!(prefix.to_string(), written);
+            assert!(prefix.contains(inside.parse().unwrap()), "{written}");
+            assert!(!prefix.contains(outside.parse().unwrap()), "{written}");
+            assert_eq!(prefix.varied_bits(), varied, "{written}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_prefix_is_refused() {
+        for bad in [
+            "",
+            "/",
+            "/16",
+            "198.18.0.0",
+            "198.18.0.0/",
+            "198.18.0.0/33",
+            "::/129",
+            "::/-1",
+            "198.18.0.0/+16",
+            "198.18/16",
+            "198.18.0.0/16/16",
+            "::/999",
+        ] {
+            let fault = prefix("", bad).unwrap_err();
+            assert!(matches!(fault, Fault::NotAPrefix { .. }), "{bad}: {fault}");
+        }
     }
 
     #[test]

@@ -87,7 +87,13 @@ words! {
         FullNat "full-nat"
         /// The destination rewritten; backends see the client's address.
         Nat "nat"
-    } later ["dsr" "tunnel"]
+        /// Only the link address: backends have the service's address too, and
+        /// answer clients themselves.
+        Dsr "dsr"
+        /// Wrapped in another IP header; backends unwrap it, have the service's
+        /// address too, and answer clients themselves.
+        Tunnel "tunnel"
+    } later []
 }
 
 impl Forward {
@@ -96,7 +102,15 @@ impl Forward {
         match self {
             Self::FullNat => abi::forward::FULL_NAT,
             Self::Nat => abi::forward::NAT,
+            Self::Dsr => abi::forward::DSR,
+            Self::Tunnel => abi::forward::TUNNEL,
         }
+    }
+
+    /// Whether backends answer clients themselves, so that their answers do
+    /// not pass here.
+    pub const fn one_way(self) -> bool {
+        abi::forward::one_way(self.number())
     }
 }
 
@@ -108,6 +122,16 @@ words! {
         /// Nothing: the backend counts as healthy.
         None "none"
     } later ["http" "https" "tls" "grpc" "mysql" "postgres" "ping" "agent" "exec"]
+}
+
+words! {
+    /// Which way a check takes.
+    pub enum Via {
+        /// To the backend's own address, as any connection from this host.
+        Backend "backend"
+        /// To the service's address, by the way that its packets go.
+        Service "service"
+    } later []
 }
 
 words! {

@@ -65,7 +65,7 @@ impl Controller {
                 weight: entry.weight,
             })
             .collect();
-        service.admit(&backend).map_err(invalid)?;
+        self.config.admit(&service, &backend).map_err(invalid)?;
         let in_file = self.config.services[place]
             .backends
             .iter()

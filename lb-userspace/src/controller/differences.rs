@@ -28,6 +28,10 @@ fn backend_differences(before: &Service, after: &Service) -> Vec<String> {
     if before.listen != after.listen || before.forward != after.forward {
         changes.push(format!("service {name} listens or forwards differently"));
     }
+    if before.max_mss != after.max_mss {
+        let (now, was) = (after.max_mss, before.max_mss);
+        changes.push(format!("service {name} has max_mss {now} (was {was})"));
+    }
     for backend in &after.backends {
         match before.backends.iter().find(|was| was.name == backend.name) {
             None => changes.push(format!("{name}/{} is new", backend.name)),
