@@ -240,6 +240,7 @@ fn detail() -> ServiceDetail {
         summary: summary(),
         sequence_length: 6,
         share_error: 0.0,
+        max_mss: 0,
         check: "tcp every 1s, down after 3 failures, up after 2 successes".into(),
         traffic: traffic(600),
         drops: drops(),
@@ -368,6 +369,42 @@ no_flow            12  TCP to a service, neither new nor known.
   web              12
 ",
     );
+}
+
+#[test]
+fn of_backends_that_answer_clients_themselves_no_silence_is_told() {
+    for (mode, max_mss, forward) in [
+        ("dsr", 0, "dsr, backends answer clients themselves"),
+        (
+            "tunnel",
+            1360,
+            "tunnel, backends answer clients themselves, segments of at most 1360 bytes",
+        ),
+    ] {
+        let mut service = detail();
+        service.summary.forward = mode.into();
+        service.max_mss = max_mss;
+        (service.traffic.reply_packets, service.traffic.reply_bytes) = (0, 0);
+        let daemon = Daemon::that_says([ok("GET /v1/services/web", service)]);
+        let text = shown(&mut daemon.lb("service show web"));
+        for line in [
+            format!("Forward   {forward}"),
+            "Traffic   600 connections; 1.2k packets, 98.8 kB from clients".to_owned(),
+        ] {
+            assert!(text.lines().any(|shown| shown == line), "{text}");
+        }
+        assert!(!text.contains("from backends"), "{text}");
+    }
+}
+
+#[test]
+fn the_largest_segment_is_told_where_there_is_one() {
+    let mut service = detail();
+    service.max_mss = 1360;
+    let daemon = Daemon::that_says([ok("GET /v1/services/web", service)]);
+    let text = shown(&mut daemon.lb("service show web"));
+    let line = "Forward   full-nat, segments of at most 1360 bytes";
+    assert!(text.lines().any(|shown| shown == line), "{text}");
 }
 
 #[test]

@@ -53,7 +53,7 @@ pub struct ServiceSummary {
     pub listen: SocketAddr,
     /// `tcp` or `udp`.
     pub protocol: String,
-    /// `full-nat` or `nat`.
+    /// `full-nat`, `nat`, `dsr` or `tunnel`.
     pub forward: String,
     /// `wrr`.
     pub scheduler: String,
@@ -79,6 +79,8 @@ pub struct ServiceDetail {
     pub sequence_length: usize,
     /// The largest relative error of any backend's share; 0 when exact.
     pub share_error: f64,
+    /// The largest TCP segment that either side may announce; 0 for any.
+    pub max_mss: u16,
     /// How its backends are checked, in words.
     pub check: String,
     /// What was counted.
@@ -120,7 +122,8 @@ pub struct Backend {
     pub traffic: Traffic,
 }
 
-/// Packets and bytes of whole frames, by direction.
+/// Packets and bytes of whole frames, by direction. With `dsr` and `tunnel`
+/// backends answer clients themselves, so that nothing is counted from them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traffic {
     /// From clients.
@@ -201,7 +204,7 @@ pub struct Flow {
     pub listen: SocketAddr,
     /// The source that the backend sees.
     pub source: SocketAddr,
-    /// Where the backend listens.
+    /// Where the backend listens, or with `dsr` and `tunnel` where it is.
     pub address: SocketAddr,
     /// `unfinished`, `established` or `closing`.
     pub state: String,

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
-use lb_common::abi::{NOBODY, TCP, forward};
+use lb_common::abi::{NOBODY, TCP};
 use lb_common::flow::{BACKEND_FIN, CLIENT_FIN, ended};
 use lb_common::{Action, Verdict, abi};
 
 use super::types;
-use crate::config::CheckKind;
+use crate::config::{CheckKind, Via};
 use crate::controller::Controller;
 use crate::dataplane::Flows;
 use crate::health::{State, TargetId};
@@ -66,12 +66,7 @@ fn summary(controller: &Controller, place: usize) -> types::ServiceSummary {
         name: service.name.clone(),
         listen: service.listen.address.socket(service.listen.port),
         protocol: protocol(u32::from(service.listen.protocol)),
-        forward: if service.forward == forward::NAT {
-            "nat"
-        } else {
-            "full-nat"
-        }
-        .to_owned(),
+        forward: controller.config.services[place].forward.name().to_owned(),
         scheduler: "wrr".to_owned(),
         healthy: service.backends.iter().filter(|backend| backend.up).count(),
         total: service.backends.len(),
@@ -93,8 +88,12 @@ pub(super) fn detail(
     let check = match check.kind {
         CheckKind::None => "none".to_owned(),
         kind => format!(
-            "{} every {}, timeout {}, rise {}, fall {}",
+            "{}{} every {}, timeout {}, rise {}, fall {}",
             kind.name(),
+            match check.via {
+                Via::Backend => "",
+                Via::Service => " through the service's address",
+            },
             humantime::format_duration(check.interval),
             humantime::format_duration(check.timeout),
             check.rise,
@@ -113,6 +112,7 @@ pub(super) fn detail(
     Ok(types::ServiceDetail {
         summary: summary(controller, place),
         sequence_length,
+        max_mss: controller.desired[place].max_mss,
         share_error: controller.plan[place].share_error,
         check,
         traffic: traffic(&controller.dataplane.service_traffic(number)?),

@@ -6,6 +6,7 @@ use super::output::{Column, NOTABLE, PLAIN, Table, fields, styled};
 use super::{Context, Json, backend, drops, status, units};
 use crate::api::client::{PATIENCE_FOR_FLOWS, Resource};
 use crate::api::types::{ServiceDetail, ServiceSummary, Traffic};
+use crate::config::Forward;
 
 /// Show services
 #[derive(Debug, Subcommand)]
@@ -72,12 +73,14 @@ fn text(service: &ServiceDetail, width: Option<usize>) -> String {
         let packets = units::count(packets);
         format!("{packets} packets, {}", units::bytes(bytes))
     };
-    let traffic = format!(
-        "{} connections; {} from clients; {} from backends",
+    let mut traffic = format!(
+        "{} connections; {} from clients",
         units::count(new_flows),
         carried(forward_packets, forward_bytes),
-        carried(reply_packets, reply_bytes),
     );
+    if !answers_directly(summary) {
+        traffic += &format!("; {} from backends", carried(reply_packets, reply_bytes));
+    }
     let rates = format!(
         "{} new connections/s, {} packets/s, {}",
         units::rate(summary.new_flows_per_second),
@@ -88,7 +91,7 @@ fn text(service: &ServiceDetail, width: Option<usize>) -> String {
     let mut text = fields(&[
         ("Service", styled(PLAIN, &summary.name)),
         ("Listen", styled(PLAIN, &listen)),
-        ("Forward", styled(PLAIN, &summary.forward)),
+        ("Forward", styled(PLAIN, &forward(service))),
         ("Schedule", schedule(service)),
         ("Check", styled(PLAIN, &service.check)),
         ("Healthy", status::healthy(summary).to_string()),
@@ -102,6 +105,25 @@ fn text(service: &ServiceDetail, width: Option<usize>) -> String {
         text += &drops::text(&service.drops, false, width);
     }
     text
+}
+
+/// Whether backends answer clients themselves, so that nothing can be said here
+/// of their answers.
+fn answers_directly(service: &ServiceSummary) -> bool {
+    [Forward::Dsr, Forward::Tunnel]
+        .iter()
+        .any(|forward| forward.name() == service.forward)
+}
+
+fn forward(service: &ServiceDetail) -> String {
+    let mut forward = service.summary.forward.clone();
+    if answers_directly(&service.summary) {
+        forward += ", backends answer clients themselves";
+    }
+    if service.max_mss > 0 {
+        forward += &format!(", segments of at most {} bytes", service.max_mss);
+    }
+    forward
 }
 
 fn schedule(service: &ServiceDetail) -> String {
