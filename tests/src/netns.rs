@@ -34,15 +34,20 @@
 //! ```
 
 mod daemon;
+mod decap;
 mod http;
+mod icmp;
+mod routers;
+mod service;
 mod snapshot;
 mod udp;
+mod unwrap;
+mod wire;
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -56,9 +61,15 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
 
 pub use daemon::{Daemon, lb_binary};
+pub use decap::Decap;
 pub use http::{Answer, Connection, HttpBackend, PATIENCE, Seeded, ask, tally};
+pub use icmp::{Ear, Heard, ping};
+pub use routers::Routers;
+pub use service::{CALM, SWIFT, Service, UNCHECKED};
 pub use snapshot::{Snapshot, differences, lasting_differences, snapshot};
-pub use udp::{UdpEcho, ask_udp};
+pub use udp::{UdpEcho, ask_udp, mirrored};
+pub use unwrap::Unwrapper;
+pub use wire::{Capture, Wire};
 
 /// Where iproute2 keeps the names of namespaces.
 const NAMESPACES: &str = "/run/netns";
@@ -113,6 +124,8 @@ pub struct Net {
     pub balancer: Host,
     /// `b1`, `b2`, `b3`.
     pub backends: [Host; 3],
+    /// Those between the client and the balancer, if it was built so.
+    pub routers: Option<Routers>,
     folder: TempDir,
     passer: Option<Daemon>,
 }
@@ -129,91 +142,18 @@ pub struct Host {
     pub v6: Ipv6Addr,
 }
 
-/// A service whose backends are `b1`, `b2` and `b3`.
-#[derive(Clone, Debug)]
-pub struct Service {
-    /// Its name.
-    pub name: String,
-    /// `tcp` or `udp`.
-    pub protocol: &'static str,
-    /// `full-nat` or `nat`.
-    pub forward: &'static str,
-    /// Where clients find it.
-    pub listen: SocketAddr,
-    /// The port of its backends.
-    pub port: u16,
-    /// Their weights.
-    pub weights: [u16; 3],
-    /// How they are checked: the text of `[service.check]`.
-    pub check: &'static str,
-}
-
-/// Checks that see within half a second that a backend does not answer.
-pub const SWIFT: &str = "interval = \"100ms\"\ntimeout = \"100ms\"";
-
-/// Checks that a busy machine does not mislead.
-pub const CALM: &str = "interval = \"2s\"\ntimeout = \"2s\"";
-
-impl Service {
-    /// A service over TCP at port 80, with backends at port 8080 (one family's
-    /// service beside another's needs another name only).
-    pub fn new(name: &str, forward: &'static str, family: Family, weights: [u16; 3]) -> Self {
-        Self {
-            name: name.into(),
-            protocol: "tcp",
-            forward,
-            listen: SocketAddr::new(family.vip(), 80),
-            port: 8080,
-            weights,
-            check: SWIFT,
-        }
-    }
-
-    /// The same over UDP, with no checks.
-    pub fn udp(self) -> Self {
-        Self {
-            protocol: "udp",
-            check: "type = \"none\"",
-            ..self
-        }
-    }
-
-    /// The family of its addresses.
-    pub const fn family(&self) -> Family {
-        match self.listen.ip() {
-            IpAddr::V4(_) => Family::V4,
-            IpAddr::V6(_) => Family::V6,
-        }
-    }
-
-    /// Where the backend of this number (0 to 2) listens.
-    pub fn backend(&self, net: &Net, number: usize) -> SocketAddr {
-        SocketAddr::new(net.backends[number].address(self.family()), self.port)
-    }
-
-    /// Its part of the configuration.
-    pub fn toml(&self, net: &Net) -> String {
-        let mut text = format!(
-            "[[service]]\nname = {:?}\nlisten = \"{}\"\nprotocol = {:?}\nforward = {:?}\n\
-             [service.check]\n{}\n",
-            self.name, self.listen, self.protocol, self.forward, self.check
-        );
-        for (number, weight) in self.weights.iter().enumerate() {
-            let name = &net.backends[number].name;
-            let address = self.backend(net, number);
-            // Writing to a String cannot fail.
-            let _ = write!(
-                text,
-                "[[service.backend]]\nname = {name:?}\naddress = \"{address}\"\nweight = {weight}\n"
-            );
-        }
-        text
-    }
-}
-
 impl Net {
     /// Builds the network; needs root.
     pub fn new(arms: Arms) -> Result<Self> {
+        Self::lay(arms, false)
+    }
+
+    /// Builds it with the client beyond two routers ([`Routers`]).
+    pub fn routed(arms: Arms) -> Result<Self> {
+        Self::lay(arms, true)
+    }
+
+    fn lay(arms: Arms, routed: bool) -> Result<Self> {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let id = format!("lbt-{}-{number}", process::id());
         let host = |name: &str, net: u16, last: u16| Host {
@@ -225,13 +165,17 @@ impl Net {
         let beyond = u16::from(arms == Arms::Two);
         let mut net = Self {
             switch: host("sw", 0, 0),
-            client: host("client", 0, 1),
+            client: host("client", if routed { 2 } else { 0 }, 1),
             balancer: host("lb", 0, 2),
             backends: [
                 host("b1", beyond, 0x11),
                 host("b2", beyond, 0x12),
                 host("b3", beyond, 0x13),
             ],
+            routers: routed.then(|| Routers {
+                near: host("near", 0, 3),
+                far: host("far", 2, 0xfe),
+            }),
             folder: tempfile::Builder::new()
                 .prefix(&format!("{id}-"))
                 .tempdir()
@@ -283,8 +227,24 @@ impl Net {
     pub fn start_http(&self, service: &Service) -> Result<Vec<HttpBackend>> {
         self.backends
             .iter()
-            .map(|host| HttpBackend::start(host, service.family(), service.port))
+            .enumerate()
+            .map(|(number, host)| HttpBackend::start_at(host, service.server(self, number)))
             .collect()
+    }
+
+    /// The backends have the service's address themselves, and tell nobody, as
+    /// `dsr` and `tunnel` need it.
+    pub fn give_address_to_backends(&self, service: &Service) -> Result<()> {
+        let address = match service.listen.ip() {
+            IpAddr::V4(address) => format!("{address}/32"),
+            IpAddr::V6(address) => format!("{address}/128"),
+        };
+        for backend in &self.backends {
+            backend.sysctl("ipv4/conf/all/arp_ignore", "1")?;
+            backend.sysctl("ipv4/conf/all/arp_announce", "2")?;
+            backend.run("ip", &["addr", "add", &address, "dev", "lo"])?;
+        }
+        Ok(())
     }
 
     fn build(&self) -> Result<()> {
@@ -294,13 +254,16 @@ impl Net {
         }
         batch(&self.cables())?;
         for host in self.hosts().filter(|host| host.name != "sw") {
-            let beyond = host.name == "lb" && self.arms == Arms::Two;
+            let beyond = ["lb", "near"].contains(&&*host.name) && self.arms == Arms::Two;
             for interface in ["eth0", "eth1"].iter().take(1 + usize::from(beyond)) {
                 // Veth has no hardware that completes checksums and cuts
                 // segments after the XDP program has seen the frame.
                 let off = ["tx", "off", "tso", "off", "gso", "off"];
                 host.run("ethtool", &[&["-K", interface][..], &off].concat())?;
             }
+        }
+        if let Some(routers) = &self.routers {
+            routers.build()?;
         }
         // The balancer's stack forwards only packets whose next hop it must
         // resolve first; on one arm it would tell their sender a shorter way.
@@ -318,13 +281,13 @@ impl Net {
             say(format!("-n {switch} link set {bridge} up"));
         }
         let beyond = if self.arms == Arms::Two { "br1" } else { "br0" };
-        let mut plugs = vec![
-            (&self.client, "eth0", "br0"),
-            (&self.balancer, "eth0", "br0"),
-        ];
+        let nearest = self.routers.as_ref().map(|routers| &routers.near);
+        let nearest = nearest.unwrap_or(&self.client);
+        let mut plugs = vec![(nearest, "eth0", "br0"), (&self.balancer, "eth0", "br0")];
         plugs.extend(self.backends.iter().map(|host| (host, "eth0", beyond)));
         if self.arms == Arms::Two {
             plugs.push((&self.balancer, "eth1", "br1"));
+            plugs.extend(self.routers.iter().map(|both| (&both.near, "eth1", "br1")));
         }
         for (host, interface, bridge) in plugs {
             let (namespace, socket) = (&host.namespace, socket(host, interface));
@@ -350,13 +313,18 @@ impl Net {
                 }
             }
         }
-        text
+        match &self.routers {
+            Some(routers) => text + &routers.cables(self),
+            None => text,
+        }
     }
 
     fn hosts(&self) -> impl Iterator<Item = &Host> {
+        let routers = self.routers.iter();
         [&self.switch, &self.client, &self.balancer]
             .into_iter()
             .chain(&self.backends)
+            .chain(routers.flat_map(|both| [&both.near, &both.far]))
     }
 }
 
@@ -455,6 +423,33 @@ impl Host {
         let path = Path::new("/proc/sys/net").join(name);
         self.enter(|| fs::write(&path, value))
             .with_context(|| format!("cannot set {} to {value}", path.display()))
+    }
+
+    /// How many packets this host has not sent on because they were too big
+    /// for the next link and must not be cut: it told their senders.
+    pub fn refused_as_too_big(&self, family: Family) -> Result<u64> {
+        let (path, name) = match family {
+            Family::V4 => ("/proc/thread-self/net/snmp", "FragFails"),
+            Family::V6 => ("/proc/thread-self/net/snmp6", "Ip6FragFails"),
+        };
+        let text = self.enter(|| fs::read_to_string(path))?;
+        let value = match family {
+            // A line of names, and below it one of values.
+            Family::V4 => {
+                let mut lines = text.lines().filter(|line| line.starts_with("Ip: "));
+                let (names, values) = (lines.next(), lines.next());
+                names.zip(values).and_then(|(names, values)| {
+                    let place = names.split(' ').position(|word| word == name)?;
+                    values.split(' ').nth(place)
+                })
+            }
+            Family::V6 => text
+                .lines()
+                .find_map(|line| line.strip_prefix(name))
+                .map(str::trim),
+        };
+        let value = value.with_context(|| format!("{path} has no {name}"))?;
+        Ok(value.parse()?)
     }
 
     /// Takes the calling thread into the namespace.

@@ -51,9 +51,14 @@ impl Connections {
 impl HttpBackend {
     /// Starts to listen on the host's address of the family.
     pub fn start(host: &Host, family: Family, port: u16) -> Result<Self> {
+        Self::start_at(host, SocketAddr::new(host.address(family), port))
+    }
+
+    /// Starts to listen on an address that the host has.
+    pub fn start_at(host: &Host, address: SocketAddr) -> Result<Self> {
         let mut backend = Self {
             name: host.name.clone(),
-            address: SocketAddr::new(host.address(family), port),
+            address,
             host: host.clone(),
             accepting: None,
             connections: Connections::default(),
