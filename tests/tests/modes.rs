@@ -17,8 +17,8 @@ use rustix::net::sockopt::{set_ip_ttl, set_ipv6_unicast_hops};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, getsockname, socket_with};
 
 use tests::netns::{
-    Arms, Connection, Daemon, Ear, Family, Heard, Host, HttpBackend, Net, Routers, Service,
-    UNCHECKED, UdpEcho, Unwrapper, mirrored, ping,
+    Arms, Connection, Daemon, Decap, Ear, Family, Heard, Host, HttpBackend, Net, Routers, Service,
+    UNCHECKED, UdpEcho, mirrored, ping,
 };
 
 use Arms::{One, Two};
@@ -126,7 +126,7 @@ struct Stage {
     balancer: Daemon,
     _servers: Vec<HttpBackend>,
     _mirrors: Vec<UdpEcho>,
-    _unwrappers: Vec<Unwrapper>,
+    _decaps: Vec<Decap>,
     service: SocketAddr,
     routers: Routers,
     net: Net,
@@ -148,10 +148,10 @@ impl Stage {
         if ["dsr", "tunnel"].contains(&way.forward) {
             net.give_address_to_backends(&tcp)?;
         }
-        let mut unwrappers = Vec::new();
+        let mut decaps = Vec::new();
         if way.forward == "tunnel" {
             for host in &net.backends {
-                unwrappers.push(Unwrapper::start(host)?);
+                decaps.push(Decap::start(&net, host)?);
             }
         }
         let mirrors = net.backends.iter().enumerate();
@@ -162,7 +162,7 @@ impl Stage {
             balancer: Daemon::start(&net, &[tcp.toml(&net), udp.toml(&net)])?,
             _servers: net.start_http(&tcp)?,
             _mirrors: mirrors,
-            _unwrappers: unwrappers,
+            _decaps: decaps,
             service: tcp.listen,
             routers: net
                 .routers
