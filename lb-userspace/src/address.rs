@@ -247,7 +247,7 @@ pub fn interface_for<'a>(
 }
 
 /// Whether `address` lies in the subnet of `prefix` bits around `of`.
-fn in_subnet(address: IpAddr, of: IpAddr, prefix: u8) -> bool {
+pub(crate) fn in_subnet(address: IpAddr, of: IpAddr, prefix: u8) -> bool {
     let (difference, width) = match (address, of) {
         (IpAddr::V4(a), IpAddr::V4(b)) => (u128::from(a.to_bits() ^ b.to_bits()), 32),
         (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits() ^ b.to_bits(), 128),

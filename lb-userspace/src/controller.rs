@@ -209,6 +209,7 @@ impl Controller {
                         backend: backend.name,
                     },
                     address,
+                    way: health::Way::Direct,
                     settings: health::Settings {
                         interval: check.interval,
                         timeout: check.timeout,

@@ -12,13 +12,16 @@
 //!   millisecond.
 //! - [`Checker::reconcile`] takes the whole list of targets and is harmless to
 //!   repeat. A target that did not change keeps its state and its rhythm; one
-//!   whose settings changed begins a new rhythm with the state it had; one at
-//!   a new address is another machine, and starts from its `initial` state.
+//!   whose settings or way changed begins a new rhythm with the state it had;
+//!   one at a new address is another machine, and starts from its `initial`
+//!   state.
 //! - Every verdict is reported once. A task takes its place in the queue of
 //!   reports before it notes a result, and notes and reports under one lock:
 //!   stopping a task can therefore never lose a verdict that has already
 //!   changed the state. When the receiver falls behind, probing waits for it.
 //! - What everyone may read at any time is on the [`Board`].
+//! - A probe goes to the backend directly, or to the service's address by the
+//!   way of clients' packets: [`Way`].
 
 pub mod machine;
 pub mod probe;
@@ -36,6 +39,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 pub use machine::{Settings, State};
 
 use machine::{Event, Transition};
+use probe::through::{Prober, Through};
 
 /// The longest that a first probe is held back.
 pub const MAX_SPREAD: Duration = Duration::from_millis(50);
@@ -58,13 +62,24 @@ impl fmt::Display for TargetId {
     }
 }
 
+/// How a probe gets to the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// To the backend's own address.
+    Direct,
+    /// To the service's address, as its packets get to the backend.
+    Through(Through),
+}
+
 /// What is to be checked, and how.
 #[derive(Clone, Debug)]
 pub struct Target {
     /// Whose health it is.
     pub id: TargetId,
-    /// Where the probe goes.
+    /// The backend that is asked.
     pub address: SocketAddr,
+    /// How the probe gets there.
+    pub way: Way,
     /// How often, how patiently, and how many results decide.
     pub settings: Settings,
     /// What is believed until the first results: [`State::Unknown`], or what
@@ -77,7 +92,7 @@ pub struct Target {
 pub struct Report {
     /// Whose health it is.
     pub id: TargetId,
-    /// Where the probe went. A report may still be in the queue when its
+    /// The backend that was asked. A report may still be in the queue when its
     /// target is removed or moved: the receiver compares.
     pub address: SocketAddr,
     /// Whether new connections may go there.
@@ -236,6 +251,7 @@ impl Board {
 pub struct Checker {
     reports: mpsc::Sender<Report>,
     board: Board,
+    prober: Arc<Prober>,
     running: BTreeMap<TargetId, Running>,
     started: u64,
 }
@@ -244,6 +260,7 @@ pub struct Checker {
 #[derive(Debug)]
 struct Running {
     address: SocketAddr,
+    way: Way,
     settings: Settings,
     task: JoinHandle<()>,
 }
@@ -260,6 +277,7 @@ impl Checker {
         Self {
             reports,
             board: Board::default(),
+            prober: Arc::default(),
             running: BTreeMap::new(),
             started: 0,
         }
@@ -275,7 +293,9 @@ impl Checker {
             .collect();
         self.running.retain(|id, running| {
             wanted.get(id).is_some_and(|target| {
-                running.address == target.address && running.settings == target.settings
+                running.address == target.address
+                    && running.way == target.way
+                    && running.settings == target.settings
             })
         });
         self.board.entries().retain(|id, _| wanted.contains_key(id));
@@ -302,11 +322,13 @@ impl Checker {
         self.board.assign(&target, self.started, SystemTime::now());
         Running {
             address: target.address,
+            way: target.way,
             settings: target.settings,
             task: tokio::spawn(check_forever(
                 target,
                 self.started,
                 self.board.clone(),
+                Arc::clone(&self.prober),
                 self.reports.clone(),
             )),
         }
@@ -336,6 +358,7 @@ async fn check_forever(
     target: Target,
     generation: u64,
     board: Board,
+    prober: Arc<Prober>,
     reports: mpsc::Sender<Report>,
 ) {
     let interval = target.settings.interval.max(MIN_INTERVAL);
@@ -344,7 +367,7 @@ async fn check_forever(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         ticks.tick().await;
-        let outcome = check_once(&target).await;
+        let outcome = check_once(&target, &prober).await;
         // Nobody hears the verdicts any more: nothing is left to check for.
         let Ok(queue) = reports.reserve().await else {
             return;
@@ -355,23 +378,33 @@ async fn check_forever(
     }
 }
 
-async fn check_once(target: &Target) -> Outcome {
+async fn check_once(target: &Target, prober: &Prober) -> Outcome {
     let started = Instant::now();
-    match probe::tcp::probe(target.address, target.settings.timeout).await {
-        Ok(took) => Outcome {
-            event: Event::Passed,
-            text: String::from("accepted a connection"),
-            took,
-        },
-        Err(error) => Outcome {
-            event: if error.judges() {
-                Event::Failed
-            } else {
-                Event::Inconclusive
-            },
-            text: error.to_string(),
-            took: started.elapsed(),
-        },
+    let timeout = target.settings.timeout;
+    let (answer, text) = match &target.way {
+        Way::Direct => {
+            let answer = probe::tcp::probe(target.address, timeout).await;
+            let text = match &answer {
+                Ok(_) => String::from("accepted a connection"),
+                Err(error) => error.to_string(),
+            };
+            (answer, text)
+        }
+        Way::Through(through) => {
+            let answer = prober.probe(through, target.address, timeout).await;
+            let text = through.tell(&answer);
+            (answer, text)
+        }
+    };
+    let event = match &answer {
+        Ok(_) => Event::Passed,
+        Err(error) if error.judges() => Event::Failed,
+        Err(_) => Event::Inconclusive,
+    };
+    Outcome {
+        event,
+        text,
+        took: answer.unwrap_or_else(|_| started.elapsed()),
     }
 }
 
@@ -405,6 +438,7 @@ mod tests {
         Target {
             id: id(backend),
             address,
+            way: Way::Direct,
             settings: settings(interval),
             initial: State::Unknown,
         }
@@ -586,6 +620,7 @@ mod tests {
             target("a", address, QUICK),
             1,
             Board::default(),
+            Arc::default(),
             tx,
         ));
         tokio::time::timeout(GENEROUS, task)

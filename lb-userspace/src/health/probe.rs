@@ -5,6 +5,7 @@
 //! state: what a result means is for [`super::machine`].
 
 pub mod tcp;
+pub mod through;
 
 use std::io;
 use std::time::Duration;
