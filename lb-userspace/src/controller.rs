@@ -5,7 +5,7 @@
 //! apply. A change that does not fit is refused before anything is written.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,9 +14,10 @@ use lb_common::abi::{self, Endpoint, Traffic};
 use log::{info, warn};
 
 use crate::address::{Added, Addresses, interface_for};
-use crate::config::{self, CheckKind, Config, Node};
+use crate::config::{self, CheckKind, Config, Forward, Node, TunnelSources, Via};
 use crate::dataplane::{Dataplane, Flows};
-use crate::health::{self, Checker, Target, TargetId};
+use crate::health::probe::through::{Carriage, Through};
+use crate::health::{self, Checker, Target, TargetId, Way};
 use crate::host::forwarding::{self, Changed, SYSCTLS};
 use crate::model::{self, Overrides, Service};
 use crate::reconcile::{self, Capacity, Lingering, ServicePlan, Tables};
@@ -209,7 +210,7 @@ impl Controller {
                         backend: backend.name,
                     },
                     address,
-                    way: health::Way::Direct,
+                    way: way(in_file, &config.node.tunnel_sources, address),
                     settings: health::Settings {
                         interval: check.interval,
                         timeout: check.timeout,
@@ -527,6 +528,28 @@ impl Controller {
     fn save(&self) -> anyhow::Result<()> {
         state::save(&self.state_path, &self.state)
     }
+}
+
+/// How a probe gets to a backend.
+fn way(service: &config::Service, sources: &TunnelSources, backend: SocketAddr) -> Way {
+    let carriage = match (service.check.via, service.forward) {
+        (Via::Service, Forward::Dsr) => Carriage::Dsr,
+        (Via::Service, Forward::Tunnel) => {
+            let prefix = match backend {
+                SocketAddr::V4(_) => sources.v4,
+                SocketAddr::V6(_) => sources.v6,
+            };
+            Carriage::Tunnel {
+                source: prefix.address(),
+                bits: prefix.varied_bits(),
+            }
+        }
+        (Via::Backend, _) | (Via::Service, Forward::FullNat | Forward::Nat) => return Way::Direct,
+    };
+    Way::Through(Through {
+        service: service.listen,
+        carriage,
+    })
 }
 
 /// Makes the host's settings that forwarding needs, and tells of each; gives
