@@ -1,8 +1,8 @@
 //! One file per way to ask a backend how it is.
 //!
-//! A probe is an async function from an address and a timeout to the time the
-//! answer took, or a [`ProbeError`] that reads as a sentence. Probes keep no
-//! state: what a result means is for [`super::machine`].
+//! A probe is an async function from an address, the way to it and a timeout to
+//! the time the answer took, or a [`ProbeError`] that reads as a sentence. Probes
+//! keep no state about backends: what a result means is for [`super::machine`].
 
 pub mod tcp;
 pub mod through;

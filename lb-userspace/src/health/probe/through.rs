@@ -56,6 +56,10 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// How long hearing rests after an error, so that one that stays costs little.
 const REST: Duration = Duration::from_millis(100);
 
+/// What the kernel may keep of answers that are not heard yet: those of some
+/// thousand probes at once.
+const BUFFER: usize = 4 << 20;
+
 /// The way of a probe that goes where clients' packets go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Through {
@@ -245,6 +249,8 @@ impl Ear {
         let protocol = Protocol::from(i32::from((protocol as u16).to_be()));
         let socket = Socket::new(Domain::PACKET, Type::DGRAM.nonblocking(), Some(protocol))?;
         socket.attach_filter(&packet::filter(ipv4, mark))?;
+        // Where that is refused the usual size has to do.
+        let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER);
         // tokio has no type of its own for such a socket; of this one only
         // `recv` is used, which asks nothing of the protocol.
         let socket = UdpSocket::from_std(net::UdpSocket::from(OwnedFd::from(socket)))?;
