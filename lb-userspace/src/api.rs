@@ -150,8 +150,9 @@ async fn count_flows(shared: &Shared) -> Result<BTreeMap<u32, u64>, Refusal> {
     let flows = shared.controller.lock().await.flows()?;
     in_thread(move || {
         let mut counts = BTreeMap::new();
+        let now = view::Now::read();
         for (_, flow, _) in flows.forward() {
-            if !lb_common::flow::ended(flow.life.state) {
+            if !now.over(&flow) {
                 *counts.entry(flow.backend).or_insert(0) += 1;
             }
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
-use lb_common::abi::{NOBODY, TCP};
+use lb_common::abi::{Flow, NOBODY, TCP};
 use lb_common::flow::{BACKEND_FIN, CLIENT_FIN, ended};
 use lb_common::{Action, Verdict, abi};
 
@@ -329,14 +329,13 @@ pub(super) fn flows(
     backend: Option<&str>,
     limit: usize,
 ) -> types::Flows {
-    let hertz = host::ticks_per_second();
-    let now = host::ticks_now(hertz);
+    let now = Now::read();
     let mut listed = types::Flows {
         total: 0,
         flows: Vec::new(),
     };
     for (key, flow, established) in tables.forward() {
-        if ended(flow.life.state) {
+        if now.over(&flow) {
             continue;
         }
         let (of, to) = names.backend(flow.backend).unwrap_or_else(|| {
@@ -371,12 +370,42 @@ pub(super) fn flows(
                 (false, false) => "unfinished",
             }
             .to_owned(),
-            // The estimate of now may be a tick behind the kernel's.
-            idle_seconds: f64::from(now.wrapping_sub(flow.life.seen).cast_signed().max(0))
-                / f64::from(hertz),
+            idle_seconds: now.idle_seconds(&flow),
         });
     }
     listed
+}
+
+/// The kernel's clock, by which flows are stamped.
+pub(super) struct Now {
+    ticks: u32,
+    hertz: u32,
+}
+
+impl Now {
+    pub(super) fn read() -> Self {
+        let hertz = host::ticks_per_second();
+        Self {
+            ticks: host::ticks_now(hertz),
+            hertz,
+        }
+    }
+
+    /// How long no packet of this flow has been noted.
+    fn idle_seconds(&self, flow: &Flow) -> f64 {
+        // The estimate of now may be a tick behind the kernel's.
+        let ticks = self.ticks.wrapping_sub(flow.life.seen).cast_signed().max(0);
+        f64::from(ticks) / f64::from(self.hertz)
+    }
+
+    /// Whether the connection has ended. Of one whose backend is not heard here
+    /// it is taken to have, when the client has ended its half and then been
+    /// silent for a while: as long as the backend still sends, it acknowledges.
+    pub(super) fn over(&self, flow: &Flow) -> bool {
+        const SILENCE_SECONDS: f64 = 10.0;
+        let half = flow.one_way() && flow.life.state & CLIENT_FIN != 0;
+        ended(flow.life.state) || half && self.idle_seconds(flow) >= SILENCE_SECONDS
+    }
 }
 
 fn protocol(number: u32) -> String {
@@ -386,4 +415,35 @@ fn protocol(number: u32) -> String {
         "udp"
     }
     .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytemuck::Zeroable as _;
+    use lb_common::abi::forward;
+    use lb_common::flow::RESET;
+
+    #[test]
+    fn a_connection_seen_one_way_is_over_when_its_client_has_ended_it_and_fallen_silent() {
+        let now = Now {
+            ticks: 500,
+            hertz: 100,
+        };
+        for (forward, state, idle_seconds, over) in [
+            (forward::NAT, CLIENT_FIN, 3_600, false),
+            (forward::NAT, CLIENT_FIN | BACKEND_FIN, 0, true),
+            (forward::DSR, 0, 3_600, false),
+            (forward::DSR, CLIENT_FIN, 9, false),
+            (forward::DSR, CLIENT_FIN, 10, true),
+            (forward::TUNNEL, CLIENT_FIN, 11, true),
+            (forward::TUNNEL, RESET, 0, true),
+        ] {
+            let mut flow = Flow::zeroed();
+            flow.kind = u16::from(forward);
+            flow.life.state = state;
+            flow.life.seen = now.ticks.wrapping_sub(idle_seconds * now.hertz);
+            assert_eq!(now.over(&flow), over, "{forward} {state} {idle_seconds}");
+        }
+    }
 }
