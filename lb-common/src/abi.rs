@@ -22,6 +22,12 @@ pub const TCP: u8 = 6;
 /// See [`TCP`].
 pub const UDP: u8 = 17;
 
+/// IP protocol numbers of ICMP (RFC 792) and ICMPv6 (RFC 4443), whose errors
+/// about flows are carried.
+pub const ICMP: u8 = 1;
+/// See [`ICMP`].
+pub const ICMPV6: u8 = 58;
+
 /// One end of a connection: the key of the `ENDPOINTS` table.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
@@ -208,7 +214,8 @@ pub struct FragmentKey {
     pub dst: Address,
     /// The identification, as a number; 16 bits of it with IPv4.
     pub id: u32,
-    /// [`TCP`] or [`UDP`].
+    /// With IPv4 the protocol; zero with IPv6, whose later fragments need not
+    /// tell it.
     pub protocol: u32,
 }
 
@@ -226,8 +233,9 @@ pub struct Fragment {
     pub id: u32,
     /// When the first fragment came, in kernel ticks, the low 32 bits.
     pub seen: u32,
-    /// One if the datagram is for a service, zero if it is the host's.
-    pub ours: u32,
+    /// [`TCP`] or [`UDP`] if the datagram is for a service, zero if it is the
+    /// host's.
+    pub protocol: u32,
 }
 
 /// A device and the tags of some of the frames on it. The key of the

@@ -124,6 +124,12 @@ impl Address {
         self.0
     }
 
+    /// The inverse of [`Self::words`].
+    #[inline(always)]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        Self(words)
+    }
+
     /// The address as the standard library's type, IPv4 unmapped.
     pub fn ip(&self) -> IpAddr {
         Ipv6Addr::from(self.octets()).to_canonical()

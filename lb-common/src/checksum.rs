@@ -58,6 +58,45 @@ impl Delta {
     }
 }
 
+/// A sum over words of 32 bits, for a checksum that is not known yet; of less
+/// than 2^32 words.
+#[derive(Clone, Copy, Debug)]
+pub struct Sum(u64);
+
+impl Sum {
+    /// Of nothing so far.
+    pub const NOTHING: Self = Self(0);
+
+    /// And four bytes.
+    #[inline(always)]
+    pub const fn word(self, bytes: [u8; 4]) -> Self {
+        Self(self.0 + u32::from_ne_bytes(bytes) as u64)
+    }
+
+    /// And an address, as a pseudo-header of IPv6 has it.
+    #[inline(always)]
+    pub const fn address(self, address: &Address) -> Self {
+        let [a, b, c, d] = address.words();
+        Self(self.0 + a as u64 + b as u64 + c as u64 + d as u64)
+    }
+
+    /// The checksum.
+    #[inline(always)]
+    pub const fn check(self) -> [u8; 2] {
+        (!fold(self.0)).to_ne_bytes()
+    }
+}
+
+/// The checksum of an IPv4 header without options whose checksum field is zero.
+#[inline(always)]
+pub fn full(header: &[u8; 20]) -> [u8; 2] {
+    let (words, _) = header.as_chunks::<4>();
+    words
+        .iter()
+        .fold(Sum::NOTHING, |sum, &word| sum.word(word))
+        .check()
+}
+
 /// Folds carries into 16 bits. Three rounds suffice for a sum of up to 65,536
 /// 32-bit words.
 #[inline(always)]

@@ -145,6 +145,10 @@ verdicts! {
         "IPv6 with more or longer extension headers than are looked through: left to the host."
     39 NoHeadroom "no_headroom" Drop
         "The driver leaves no room in front of the frame for another header: attach in generic mode, or use a mode without encapsulation."
+    40 IcmpErrorExpired "icmp_error_expired" Drop
+        "An ICMP error about a packet of a flow whose own TTL or hop limit ran out here: a routing loop."
+    41 IcmpErrorTooBig "icmp_error_too_big" Drop
+        "An ICMP error about a packet of a flow that is larger than the MTU on the way out: make the MTUs equal."
 }
 
 /// Capacity of the table of verdict counters; a power of two, so that the

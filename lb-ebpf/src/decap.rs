@@ -128,7 +128,7 @@ unsafe impl Wire for Tag {}
 unsafe impl Wire for EtherType {}
 
 /// Where the first tag begins: in place of the EtherType.
-const TAGS: usize = size_of::<Ethernet>() - size_of::<EtherType>();
+const TAGS: usize = size_of::<Ethernet>();
 
 /// The link header, while the outer IP header behind it is taken away. Whole
 /// words, as everywhere: see [`crate::parse::Parsed`].
@@ -147,13 +147,11 @@ struct Link {
 impl Link {
     #[inline(always)]
     fn read(packet: &mut impl Packet) -> Result<Self, Outcome> {
-        let Ethernet {
-            dst,
-            src,
-            ether_type,
-        } = *header::<Ethernet>(packet, 0)?;
+        let Ethernet { dst, src } = *header::<Ethernet>(packet, 0)?;
+        let ether_type = header::<EtherType>(packet, TAGS)?.0;
         let (dst, src) = (LinkAddress::new(dst), LinkAddress::new(src));
-        let (mut tags, mut length, mut carried) = ((0, 0), size_of::<Ethernet>(), ether_type);
+        let (mut tags, mut length, mut carried) =
+            ((0, 0), TAGS + size_of::<EtherType>(), ether_type);
         if is_tag(carried) {
             tags.0 = u32::from_ne_bytes(header::<Tag>(packet, TAGS)?.0);
             length += size_of::<Tag>();
@@ -341,7 +339,7 @@ fn mark_v6(packet: &mut impl Packet, at: usize, marked: u32) -> Result<(), Outco
 
 #[inline(always)]
 fn header<H: Wire>(packet: &mut impl Packet, offset: usize) -> Result<&mut H, Outcome> {
-    packet.at(offset).map_err(|_| Outcome::Truncated)
+    packet.at(offset as u32).map_err(|_| Outcome::Truncated)
 }
 
 #[inline(always)]

@@ -41,7 +41,7 @@ pub fn lb_decap_frags(ctx: XdpContext) -> u32 {
 
 #[inline(always)]
 fn run(ctx: &XdpContext) -> u32 {
-    match decap(&mut XdpPacket(ctx), &Maps).action() {
+    match decap(&mut XdpPacket::<false>(ctx), &Maps).action() {
         Action::Drop => xdp_action::XDP_DROP,
         // Nothing is sent from here.
         Action::Pass | Action::Transmit | Action::Redirect => xdp_action::XDP_PASS,

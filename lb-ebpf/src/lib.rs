@@ -8,23 +8,34 @@
 //!
 //! One packet goes through these, in order:
 //!
-//! 1. [`parse`]: addresses, ports and lengths, or `Pass` when it cannot be ours.
-//! 2. [`steer`]: the flow it belongs to. A known flow costs one look-up. A new
+//! 1. [`parse`]: tags, addresses, ports and lengths, or `Pass` when it cannot be
+//!    ours.
+//! 2. [`fragments`]: a fragment that has no ports gets those of the first one.
+//! 3. [`steer`]: the flow it belongs to. A known flow costs one look-up. A new
 //!    one passes the [`guard`], takes the next slot of the service's sequence
 //!    and is entered into the tables.
-//! 3. [`route`]: the way out, as the host's own routing table has it.
-//! 4. [`rewrite`]: addresses, ports, checksums, TTL and link addresses.
+//! 4. [`route`]: the way out, as the host's own routing table has it.
+//! 5. [`rewrite`]: addresses, ports, checksums, TTL, the outer header, tags and
+//!    link addresses, as the way of forwarding has it.
+//!
+//! [`icmp`] has a way of its own through the last two: it answers pings, carries
+//! errors about flows to the end that they concern, and tells a sender why its
+//! packet went no further.
 //!
 //! Nothing is written to the packet before the way out is known, so that a
-//! packet which is passed to the host or dropped is as it came.
+//! packet which is passed to the host or dropped is as it came. What one step
+//! leaves for the next stands in a [`Room`].
 
 #![no_std]
 
 pub mod decap;
+pub mod fragments;
 pub mod guard;
+pub mod icmp;
 pub mod packet;
 pub mod parse;
 pub mod rewrite;
+pub mod room;
 pub mod route;
 pub mod steer;
 pub mod tables;
@@ -32,41 +43,46 @@ pub mod tables;
 use lb_common::Verdict;
 
 pub use packet::{Packet, Wire};
-pub use tables::{Draft, Hop, LinkAddress, RouteQuery, Stage, Tables};
+pub use room::{Draft, Room};
+pub use tables::{Hop, LinkAddress, RouteQuery, Stage, Tables};
 
+use crate::parse::Part;
 use crate::steer::Attribution;
 
 /// What becomes of this packet. The packet is rewritten in place where the
 /// verdict says that it is sent, and counted once, under the verdict.
-///
-/// `draft` lends room for a new connection; it is asked only where one begins.
-/// Without room the connection is refused as if a table were full.
 #[inline(always)]
-pub fn process<'a>(
-    packet: &mut impl Packet,
-    tables: &'a impl Tables,
-    draft: impl FnOnce() -> Option<&'a mut Draft>,
-) -> Verdict {
+pub fn process(packet: &mut impl Packet, tables: &impl Tables, room: &mut Room) -> Verdict {
     let length = packet.length();
-    let mut whose = Attribution::NOBODY;
-    let verdict = match pipeline(packet, tables, draft, &mut whose) {
+    room.whose = Attribution::NOBODY;
+    let verdict = match pipeline(packet, tables, room) {
+        Err(why @ (Verdict::TtlExpired | Verdict::TooBig)) => icmp::tell(packet, tables, room, why),
         Ok(verdict) | Err(verdict) => verdict,
     };
-    tables.count(verdict, &whose, length as u64);
+    tables.count(verdict, &room.whose, length);
     verdict
 }
 
 /// The one screen: each step either goes on or ends in a verdict.
 #[inline(always)]
-fn pipeline<'a>(
+fn pipeline(
     packet: &mut impl Packet,
-    tables: &'a impl Tables,
-    draft: impl FnOnce() -> Option<&'a mut Draft>,
-    whose: &mut Attribution,
+    tables: &impl Tables,
+    room: &mut Room,
 ) -> Result<Verdict, Verdict> {
-    let parsed = parse::parse(packet)?;
-    let flow = steer::steer(packet, tables, &parsed, draft, whose)?;
-    let way = route::route(packet, tables, &parsed, flow)?;
-    rewrite::translate(packet, &parsed, flow, &way)?;
-    Ok(way.verdict)
+    parse::parse(packet, &mut room.parsed)?;
+    if room.parsed.is_icmp() {
+        return icmp::receive(packet, tables, room);
+    }
+    if room.parsed.part == Part::Later {
+        fragments::follow(tables, &mut room.parsed)?;
+    }
+    let steered = steer::steer(packet, tables, room);
+    if room.parsed.part == Part::First {
+        fragments::lead(tables, room, steered);
+    }
+    steered?;
+    let verdict = route::route(packet, tables, room)?;
+    rewrite::rewrite(packet, tables, room)?;
+    Ok(verdict)
 }

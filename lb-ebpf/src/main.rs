@@ -1,4 +1,8 @@
-//! The XDP program: the data path of `lb_ebpf` on the kernel's packets and maps.
+//! The XDP programs: the data path of `lb_ebpf` on the kernel's packets and maps.
+//!
+//! There are two of them, of which one is loaded: `lb_frags` takes frames that
+//! are longer than a page as well, which some drivers hand over in pieces
+//! (kernel 5.18), and pays for it by asking the kernel how long each one is.
 
 #![no_std]
 #![no_main]
@@ -17,25 +21,36 @@ use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::debug;
 use lb_common::verdict::Action;
 
-use crate::kernel::maps::{KernelTables, draft};
+use crate::kernel::maps::{KernelTables, room};
 use crate::kernel::packet::XdpPacket;
 
 /// Entry for every frame that the interface receives.
 #[xdp]
 pub fn lb(ctx: XdpContext) -> u32 {
-    let draft = || {
-        // SAFETY: `process` takes the closure by value and calls it at most
-        // once; XDP runs with soft interrupts off.
-        unsafe { draft() }
+    run(&ctx, XdpPacket::<false>(&ctx))
+}
+
+/// The same for frames that may be in pieces.
+#[xdp(frags)]
+pub fn lb_frags(ctx: XdpContext) -> u32 {
+    run(&ctx, XdpPacket::<true>(&ctx))
+}
+
+#[inline(always)]
+fn run<const PIECES: bool>(ctx: &XdpContext, mut packet: XdpPacket<'_, PIECES>) -> u32 {
+    // SAFETY: once in a run of the program, for which it is lent.
+    let Some(room) = (unsafe { room() }) else {
+        // There is one entry for each CPU, and this is the first.
+        return xdp_action::XDP_ABORTED;
     };
-    let verdict = lb_ebpf::process(&mut XdpPacket(&ctx), &KernelTables(&ctx), draft);
+    let verdict = lb_ebpf::process(&mut packet, &KernelTables(ctx), room);
     match verdict.action() {
         Action::Pass => xdp_action::XDP_PASS,
         Action::Transmit => xdp_action::XDP_TX,
         Action::Redirect => xdp_action::XDP_REDIRECT,
         Action::Drop => {
             // Folded away by the verifier unless the loader asks for the level.
-            debug!(&ctx, "dropped, verdict {}", verdict as u32);
+            debug!(ctx, "dropped, verdict {}", verdict as u32);
             xdp_action::XDP_DROP
         }
     }

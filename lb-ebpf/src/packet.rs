@@ -1,7 +1,7 @@
 //! The only way to touch a packet's bytes.
 //!
 //! A header is borrowed from the packet, so that none can be held across
-//! anything that may move the packet: the verifier's rule becomes the borrow
+//! anything that moves the packet: the verifier's rule becomes the borrow
 //! checker's. Each call compares with the packet's end anew, which is what the
 //! verifier asks for.
 
@@ -15,22 +15,21 @@ use network_types::udp::UdpHdr;
 /// The type has alignment 1, no padding, and every bit pattern is a value of it.
 pub unsafe trait Wire: Copy {}
 
-/// The Ethernet header (IEEE 802.3), as byte arrays: `network-types` has it
-/// with a 16-bit field, which a packet need not align.
+/// The Ethernet header (IEEE 802.3) up to the tags, if there are any, or to the
+/// type: `network-types` has it with a 16-bit field, which a packet need not
+/// align.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Ethernet {
     /// Destination link address.
     pub dst: [u8; 6],
     /// Source link address.
     pub src: [u8; 6],
-    /// What follows, big-endian.
-    pub ether_type: [u8; 2],
 }
 
 /// The ports, which TCP and UDP have in the same place.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Ports {
     /// Source port, big-endian.
     pub src: [u8; 2],
@@ -41,7 +40,7 @@ pub struct Ports {
 /// The TCP header without options (RFC 9293, section 3.1), with the flags as
 /// the byte they are: `network-types` has them as a bit field.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Tcp {
     /// Source port, big-endian.
     pub src: [u8; 2],
@@ -63,13 +62,29 @@ pub struct Tcp {
     pub urgent: [u8; 2],
 }
 
+/// The part that all messages of ICMP (RFC 792) and ICMPv6 (RFC 4443) have, and
+/// the word behind it, whose meaning depends on the type.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Icmp {
+    /// The type.
+    pub kind: u8,
+    /// The code.
+    pub code: u8,
+    /// Checksum, big-endian.
+    pub check: [u8; 2],
+    /// Unused, an MTU, or an identifier and a number.
+    pub rest: [u8; 4],
+}
+
 const _: () = {
-    assert!(align_of::<Ethernet>() == 1 && size_of::<Ethernet>() == 14);
+    assert!(align_of::<Ethernet>() == 1 && size_of::<Ethernet>() == 12);
     assert!(align_of::<Ports>() == 1 && size_of::<Ports>() == 4);
     assert!(align_of::<Ipv4Hdr>() == 1 && size_of::<Ipv4Hdr>() == 20);
     assert!(align_of::<Ipv6Hdr>() == 1 && size_of::<Ipv6Hdr>() == 40);
     assert!(align_of::<Tcp>() == 1 && size_of::<Tcp>() == 20);
     assert!(align_of::<UdpHdr>() == 1 && size_of::<UdpHdr>() == 8);
+    assert!(align_of::<Icmp>() == 1 && size_of::<Icmp>() == 8);
 };
 
 // SAFETY: byte arrays only; alignment and size are asserted above.
@@ -84,20 +99,29 @@ unsafe impl Wire for Ipv6Hdr {}
 unsafe impl Wire for Tcp {}
 // SAFETY: bytes and byte arrays only; alignment and size are asserted above.
 unsafe impl Wire for UdpHdr {}
+// SAFETY: bytes and byte arrays only; alignment and size are asserted above.
+unsafe impl Wire for Icmp {}
+// SAFETY: bytes have alignment 1 and any value.
+unsafe impl<const N: usize> Wire for [u8; N] {}
 
 /// A frame, from its Ethernet header on.
 pub trait Packet {
     /// The header at this offset, or [`Verdict::Truncated`] where the frame
-    /// ends before the header does.
-    fn at<H: Wire>(&mut self, offset: usize) -> Result<&mut H, Verdict>;
+    /// ends before the header does. A header has two bytes at least.
+    fn at<H: Wire>(&mut self, offset: u32) -> Result<&mut H, Verdict>;
+
+    /// Makes this many bytes of room in front of the frame, or takes as many
+    /// away if it is negative; offsets count from the new beginning. What the
+    /// new bytes hold is not said. On failure nothing has changed.
+    fn shift_head(&mut self, bytes: i32) -> Result<(), Verdict>;
+
+    /// Cuts the end off the frame, so that it has this length; one that is
+    /// shorter stays as it is.
+    fn cut_to(&mut self, length: u32) -> Result<(), Verdict>;
 
     /// The length of the frame in bytes.
-    fn length(&self) -> usize;
+    fn length(&self) -> u64;
 
     /// The index of the interface it came in on.
     fn ingress(&self) -> u32;
-
-    /// Grows the frame by so many bytes in front, whose values are not said, or
-    /// takes so many away from its front if the number is negative.
-    fn shift_head(&mut self, bytes: i32) -> Result<(), Verdict>;
 }

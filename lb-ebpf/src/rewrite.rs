@@ -1,94 +1,163 @@
 //! From the packet that came in to the packet that goes out.
 //!
-//! Checksums are updated by the flow's deltas, which were computed when the
-//! flow began (`lb_common::checksum`): the cost is the same for both families.
-//! The order is one in which nothing can fail half-way: the transport header,
-//! whose end is checked last, is written first.
+//! [`nat`] writes the flow's addresses and ports, [`tunnel`] another header
+//! around the packet; `dsr` needs neither. All else is the same for all of them
+//! and here: the TTL, the limit to the segment size ([`mss`]), and the link
+//! header with its tags.
+//!
+//! The frame's front is moved first where tags or an outer header take more or
+//! less room than there is, because that is all that can fail: the packet is
+//! dropped then as it came.
 
 use lb_common::Verdict;
-use lb_common::abi::{Flow, TCP};
-use lb_common::checksum::{Delta, TTL_DECREMENT};
+use lb_common::abi::forward;
+use lb_common::checksum::TTL_DECREMENT;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
-use network_types::udp::UdpHdr;
 
-use crate::packet::{Ethernet, Packet, Tcp};
-use crate::parse::{Family, IP, Parsed};
-use crate::route::Way;
+use crate::packet::{Ethernet, Packet};
+use crate::parse::{Family, Parsed};
+use crate::room::{Room, Way};
+use crate::tables::Tables;
 
-/// Writes the flow's addresses and ports into the packet and sends it on its
-/// way: both NAT modes, both directions.
+pub mod mss;
+pub mod nat;
+pub mod tunnel;
+
+/// The length of a link header without tags, and of a tag.
+const LINK: u32 = 14;
+const TAG: u32 = 4;
+
+/// The types that say which IP version follows.
+const IPV4: [u8; 2] = [0x08, 0x00];
+const IPV6: [u8; 2] = [0x86, 0xdd];
+
+/// Makes the packet what it will be on the way that was found.
 #[inline(always)]
-pub fn translate(
+pub fn rewrite(
     packet: &mut impl Packet,
-    parsed: &Parsed,
-    flow: &Flow,
-    way: &Way,
+    tables: &impl Tables,
+    room: &mut Room,
 ) -> Result<(), Verdict> {
-    transport(packet, parsed, flow).map_err(|_| Verdict::ShortTransport)?;
-    let decrement = way.hop.is_some();
-    match parsed.family {
-        Family::V4 => ipv4(packet, flow, decrement)?,
-        Family::V6 => ipv6(packet, flow, decrement)?,
+    let mode = room.flow.forward();
+    make_room(packet, &mut room.parsed, &mut room.way)?;
+    if !forward::one_way(mode) {
+        nat::translate(packet, &room.parsed, &room.flow)?;
     }
-    if let Some(hop) = way.hop {
-        let ethernet = packet.at::<Ethernet>(0)?;
-        ethernet.dst = hop.dst_link.octets();
-        ethernet.src = hop.src_link.octets();
+    if room.max_mss != 0 {
+        mss::limit(packet, room)?;
     }
+    if room.way.direct != 0 {
+        decrement_ttl(packet, &room.parsed)?;
+    }
+    if mode == forward::TUNNEL {
+        tunnel::wrap(packet, tables, room)?;
+    }
+    link(packet, &room.parsed, &room.way)
+}
+
+/// Moves the frame's front so that the link header, with the tags it will have,
+/// and an outer header fit in front of the packet. Keeps the link header that it
+/// had in front where the packet is given to the host.
+#[inline(always)]
+fn make_room(packet: &mut impl Packet, parsed: &mut Parsed, way: &mut Way) -> Result<(), Verdict> {
+    if way.direct == 0 {
+        way.outer_tag = parsed.outer_tag;
+        way.inner_tag = parsed.inner_tag;
+    }
+    let ip = LINK + tags(way.outer_tag, way.inner_tag) + way.wrapping;
+    if ip == parsed.ip {
+        return Ok(());
+    }
+    shift(packet, parsed, ip)
+}
+
+#[inline(never)]
+fn shift(packet: &mut impl Packet, parsed: &mut Parsed, ip: u32) -> Result<(), Verdict> {
+    let ethernet = *packet.at::<Ethernet>(0)?;
+    packet.shift_head(ip as i32 - parsed.ip as i32)?;
+    *packet.at::<Ethernet>(0)? = ethernet;
+    let by = ip.wrapping_sub(parsed.ip);
+    parsed.ip = ip;
+    parsed.transport = parsed.transport.wrapping_add(by);
+    parsed.id_at = parsed.id_at.wrapping_add(by);
     Ok(())
 }
 
+/// How many bytes the tags take.
 #[inline(always)]
-fn transport(packet: &mut impl Packet, parsed: &Parsed, flow: &Flow) -> Result<(), Verdict> {
-    let delta = Delta(flow.transport_delta);
-    if parsed.key.protocol == u32::from(TCP) {
-        let tcp = packet.at::<Tcp>(parsed.transport)?;
-        tcp.src = flow.src_port.to_wire();
-        tcp.dst = flow.dst_port.to_wire();
-        tcp.check = delta.apply(tcp.check);
+const fn tags(outer: u32, inner: u32) -> u32 {
+    if outer == 0 {
+        0
+    } else if inner == 0 {
+        TAG
     } else {
-        let udp = packet.at::<UdpHdr>(parsed.transport)?;
-        udp.src = flow.src_port.to_wire();
-        udp.dst = flow.dst_port.to_wire();
-        udp.check = udp_checksum(udp.check, delta);
+        2 * TAG
+    }
+}
+
+/// Takes one hop off (RFC 1812, section 5.3.1; RFC 8200, section 3).
+#[inline(always)]
+fn decrement_ttl(packet: &mut impl Packet, parsed: &Parsed) -> Result<(), Verdict> {
+    match parsed.family {
+        Family::V4 => {
+            let ip = packet.at::<Ipv4Hdr>(parsed.ip)?;
+            ip.ttl -= 1;
+            ip.check = TTL_DECREMENT.apply(ip.check);
+        }
+        Family::V6 => packet.at::<Ipv6Hdr>(parsed.ip)?.hop_limit -= 1,
     }
     Ok(())
 }
 
-/// UDP's 0 means "none" and stays; a sum that comes out as 0 is sent as its
-/// other form, 0xffff (RFC 768).
+/// Writes the link header: to the next hop, or what of it has moved.
 #[inline(always)]
-fn udp_checksum(check: [u8; 2], delta: Delta) -> [u8; 2] {
-    if check == [0, 0] {
-        return check;
+fn link(packet: &mut impl Packet, parsed: &Parsed, way: &Way) -> Result<(), Verdict> {
+    if way.direct != 0 {
+        let ethernet = packet.at::<Ethernet>(0)?;
+        ethernet.dst = way.hop.dst_link.octets();
+        ethernet.src = way.hop.src_link.octets();
     }
-    match delta.apply(check) {
-        [0, 0] => [0xff, 0xff],
-        updated => updated,
+    if (way.outer_tag, way.inner_tag) == (parsed.outer_tag, parsed.inner_tag) && way.wrapping == 0 {
+        return Ok(());
     }
+    write_type(packet, parsed, way)
 }
 
+/// Writes the tags and the type of what will follow them.
+#[inline(never)]
+fn write_type(packet: &mut impl Packet, parsed: &Parsed, way: &Way) -> Result<(), Verdict> {
+    let is_v4 = match way.wrapping {
+        0 => parsed.family == Family::V4,
+        wrapping => wrapping == Ipv4Hdr::LEN as u32,
+    };
+    tags_and_type(packet, way.outer_tag, way.inner_tag, is_v4)
+}
+
+/// Writes these tags, where they are not zero, and the type behind them.
 #[inline(always)]
-fn ipv4(packet: &mut impl Packet, flow: &Flow, decrement: bool) -> Result<(), Verdict> {
-    let ip = packet.at::<Ipv4Hdr>(IP)?;
-    ip.src_addr = flow.src.low4();
-    ip.dst_addr = flow.dst.low4();
-    let mut delta = Delta(flow.ip_delta);
-    if decrement {
-        ip.ttl -= 1;
-        delta = delta.and(TTL_DECREMENT);
+pub(crate) fn tags_and_type(
+    packet: &mut impl Packet,
+    outer_tag: u32,
+    inner_tag: u32,
+    is_v4: bool,
+) -> Result<(), Verdict> {
+    let mut at = LINK - 2;
+    if outer_tag != 0 {
+        *packet.at(at)? = outer_tag.to_ne_bytes();
+        at += TAG;
+        if inner_tag != 0 {
+            *packet.at(at)? = inner_tag.to_ne_bytes();
+            at += TAG;
+        }
     }
-    ip.check = delta.apply(ip.check);
+    *packet.at(at)? = if is_v4 { IPV4 } else { IPV6 };
     Ok(())
 }
 
+/// Sends the frame back to where it came from, by its link header.
 #[inline(always)]
-fn ipv6(packet: &mut impl Packet, flow: &Flow, decrement: bool) -> Result<(), Verdict> {
-    let ip = packet.at::<Ipv6Hdr>(IP)?;
-    ip.src_addr = flow.src.octets();
-    ip.dst_addr = flow.dst.octets();
-    if decrement {
-        ip.hop_limit -= 1;
-    }
+pub(crate) fn turn_round(packet: &mut impl Packet) -> Result<(), Verdict> {
+    let ethernet = packet.at::<Ethernet>(0)?;
+    (ethernet.dst, ethernet.src) = (ethernet.src, ethernet.dst);
     Ok(())
 }

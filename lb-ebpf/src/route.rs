@@ -1,69 +1,188 @@
 //! The way out, as the host's own routing table has it.
 //!
 //! Out of the interface it came in on is a transmit, out of another one a
-//! redirect. Where the next hop's link address is not known yet, or the
-//! destination is this host, the packet is translated and given to the host's
-//! stack, which resolves the neighbour and forwards: nothing is lost silently.
+//! redirect. Where the next hop's link address is not known yet, the destination
+//! is this host, or the packet must be fragmented, it is made ready and given to
+//! the host's stack, which resolves, delivers or fragments: nothing is lost
+//! silently. Not so with `dsr`: its packets are for an address of this host, and
+//! would go no further.
+//!
+//! What the routing table calls an interface may be a VLAN, or a bond, while
+//! frames come and go by the card below: two tables tell the one from the other
+//! (`INTERFACES`, `EXITS`). A frame with a tag for which the host has no
+//! interface counts as the card's own, and keeps its tag if it leaves by the same
+//! card.
 
 use lb_common::Verdict;
-use lb_common::abi::Flow;
+use lb_common::abi::{Tagged, forward};
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::packet::Packet;
-use crate::parse::Parsed;
-use crate::tables::{Hop, RouteQuery, Tables};
+use crate::parse::{Family, Parsed};
+use crate::rewrite::tunnel;
+use crate::room::{Room, Way};
+use crate::tables::Tables;
 
-/// Where a translated packet goes.
-#[derive(Clone, Copy, Debug)]
-pub struct Way {
-    /// How the packet ends.
-    pub verdict: Verdict,
-    /// The next hop; `None` leaves forwarding, with the TTL, to the host's stack.
-    pub hop: Option<Hop>,
+/// The bits of a tag that are not its number: priority, and "may be dropped"
+/// (IEEE 802.1Q, section 9.6).
+const TAG_NUMBER: u32 = u32::from_ne_bytes([0xff, 0xff, 0x0f, 0xff]);
+
+/// How a packet ends that goes the way that was found.
+#[derive(Clone, Copy)]
+struct Ends {
+    transmit: Verdict,
+    redirect: Verdict,
 }
 
-/// Finds the way for a packet that will leave with the flow's addresses.
+/// Finds the way for a packet that will leave as the flow has it.
 #[inline(always)]
 pub fn route(
     packet: &impl Packet,
     tables: &impl Tables,
-    parsed: &Parsed,
-    flow: &Flow,
-) -> Result<Way, Verdict> {
-    let ingress = packet.ingress();
-    let query = RouteQuery {
-        flow,
-        protocol: parsed.key.protocol as u8,
-        traffic_class: parsed.traffic_class as u8,
-        length: parsed.ip_length as u16,
-        ingress,
+    room: &mut Room,
+) -> Result<Verdict, Verdict> {
+    let ends = if room.parsed.is_icmp() {
+        Ends {
+            transmit: Verdict::IcmpErrorTx,
+            redirect: Verdict::IcmpErrorRedirect,
+        }
+    } else if room.flow.is_reply() {
+        Ends {
+            transmit: Verdict::ReplyTx,
+            redirect: Verdict::ReplyRedirect,
+        }
+    } else {
+        Ends {
+            transmit: Verdict::ForwardTx,
+            redirect: Verdict::ForwardRedirect,
+        }
     };
-    match tables.next_hop(&query) {
-        Ok(hop) if hop.egress == ingress => {
-            let verdict = if !flow.is_reply() {
-                Verdict::ForwardTx
-            } else {
-                Verdict::ReplyTx
-            };
-            Ok(Way {
-                verdict,
-                hop: Some(hop),
-            })
+    let mode = room.flow.forward();
+    ask(packet, tables, room);
+    match tables.next_hop(&mut room.query, &mut room.way.hop) {
+        Ok(()) if mode == forward::DSR && room.way.hop.router != 0 => Err(Verdict::NotOnLink),
+        Ok(()) => leave(packet, tables, room, ends),
+        Err(Verdict::NeighbourPending) if mode == forward::DSR => Err(Verdict::NeighbourUnknown),
+        Err(Verdict::TooBig) if mode != forward::DSR && room.parsed.divisible != 0 => {
+            Ok(Verdict::FragmentedByHost)
         }
-        Ok(hop) if tables.redirect(hop.egress) => {
-            let verdict = if !flow.is_reply() {
-                Verdict::ForwardRedirect
-            } else {
-                Verdict::ReplyRedirect
-            };
-            Ok(Way {
-                verdict,
-                hop: Some(hop),
-            })
-        }
-        Ok(_) => Err(Verdict::EgressNotAttached),
-        Err(verdict @ (Verdict::NeighbourPending | Verdict::LocalDestination)) => {
-            Ok(Way { verdict, hop: None })
-        }
+        Err(verdict @ (Verdict::NeighbourPending | Verdict::LocalDestination)) => Ok(verdict),
         Err(verdict) => Err(verdict),
+    }
+}
+
+/// The question to the routing table: about the outer header, if there will be
+/// one.
+#[inline(always)]
+fn ask(packet: &impl Packet, tables: &impl Tables, room: &mut Room) {
+    let Room {
+        parsed,
+        flow,
+        query,
+        way,
+        ..
+    } = room;
+    way.direct = 0;
+    way.wrapping = 0;
+    query.ingress = interface(packet, tables, parsed);
+    query.traffic_class = parsed.traffic_class;
+    query.length = parsed.ip_length;
+    query.src = flow.src;
+    query.dst = flow.dst;
+    query.src_port = flow.src_port;
+    query.dst_port = flow.dst_port;
+    query.protocol = parsed.key.protocol;
+    if flow.forward() == forward::TUNNEL {
+        tunnel::outer_ends(tables, parsed, flow, query);
+        way.wrapping = if query.dst.is_v4() {
+            Ipv4Hdr::LEN as u32
+        } else {
+            Ipv6Hdr::LEN as u32
+        };
+        query.length += way.wrapping;
+    }
+}
+
+/// The host's interface that the packet came in by.
+#[inline(always)]
+fn interface(packet: &impl Packet, tables: &impl Tables, parsed: &Parsed) -> u32 {
+    let device = packet.ingress();
+    if parsed.outer_tag == 0 && tables.settings().members == 0 {
+        return device;
+    }
+    let frames = Tagged {
+        device,
+        outer: parsed.outer_tag & TAG_NUMBER,
+        inner: parsed.inner_tag & TAG_NUMBER,
+        zero: 0,
+    };
+    tables.interface(&frames).unwrap_or(device)
+}
+
+/// Chooses the device, and the tags with which it sends for the interface.
+#[inline(always)]
+fn leave(
+    packet: &impl Packet,
+    tables: &impl Tables,
+    room: &mut Room,
+    ends: Ends,
+) -> Result<Verdict, Verdict> {
+    let Room {
+        parsed, query, way, ..
+    } = room;
+    let device = packet.ingress();
+    way.direct = 1;
+    if way.hop.egress == query.ingress {
+        way.outer_tag = parsed.outer_tag;
+        way.inner_tag = parsed.inner_tag;
+        return Ok(ends.transmit);
+    }
+    way.outer_tag = 0;
+    way.inner_tag = 0;
+    if way.hop.egress == device {
+        Ok(ends.transmit)
+    } else if tables.redirect(way.hop.egress) {
+        Ok(ends.redirect)
+    } else {
+        by_another(tables, way, device, ends)
+    }
+}
+
+/// Out of the device that sends for the interface.
+#[inline(never)]
+fn by_another(
+    tables: &impl Tables,
+    way: &mut Way,
+    device: u32,
+    ends: Ends,
+) -> Result<Verdict, Verdict> {
+    let exit = tables
+        .exit(way.hop.egress)
+        .ok_or(Verdict::EgressNotAttached)?;
+    way.outer_tag = exit.outer;
+    way.inner_tag = exit.inner;
+    if exit.device == device {
+        Ok(ends.transmit)
+    } else if tables.redirect(exit.device) {
+        Ok(ends.redirect)
+    } else {
+        Err(Verdict::EgressNotAttached)
+    }
+}
+
+/// How long a packet that came in like this may be to fit through the way that
+/// was asked for.
+#[inline(always)]
+pub fn largest(room: &Room) -> u32 {
+    let least = match room.parsed.family {
+        Family::V4 => 68,
+        // RFC 8200, section 5: every link carries as much.
+        Family::V6 => 1280,
+    };
+    let room_inside = room.query.mtu.wrapping_sub(room.way.wrapping);
+    if room_inside < least || room_inside > room.query.mtu {
+        least
+    } else {
+        room_inside
     }
 }

@@ -19,9 +19,12 @@
 //! A known flow costs one look-up. Once a second it costs two more: its entry
 //! is stamped, and its other half too, which is made again if it was lost.
 //!
+//! Where the balancer sees only the packets from the client (`dsr`, `tunnel`)
+//! there is one entry and no answer to wait for: the flow is established by the
+//! client's first acknowledgement, or its second datagram.
+//!
 //! What is not needed for a packet of a known flow stands in functions of its
-//! own (`inline(never)`): a stack of 512 bytes holds only few keys and flows at
-//! once, and the known path stays short.
+//! own (`inline(never)`): the known path stays short.
 
 use lb_common::abi::backend::USED;
 use lb_common::abi::{Flow, FlowKey, Life, NOBODY, Party, Settings, TCP, forward, role};
@@ -29,12 +32,13 @@ use lb_common::flow::{
     ANSWERED, BACKEND_FIN, CLIENT_FIN, deltas, ended, follow, opens, proves, tcp_flag, twin,
     twin_key,
 };
-use lb_common::{Be16, Verdict};
+use lb_common::{Address, Be16, Verdict};
 
 use crate::guard;
 use crate::packet::{Packet, Tcp};
-use crate::parse::Parsed;
-use crate::tables::{Draft, Stage, Tables, endpoint};
+use crate::parse::{Parsed, Part};
+use crate::room::{Draft, Room};
+use crate::tables::{Stage, Tables, endpoint, is_service_address};
 
 /// How many ports full-nat tries before it gives up. With half of the ports
 /// taken, one connection in 65,536 would find none.
@@ -67,7 +71,7 @@ impl Attribution {
     };
 
     #[inline(always)]
-    fn flow(&mut self, flow: &Flow) {
+    pub(crate) fn flow(&mut self, flow: &Flow) {
         self.service = u32::from(flow.service);
         self.backend = flow.backend;
         self.reply = flow.is_reply();
@@ -93,7 +97,7 @@ impl Segment {
             sequence: 0,
             acknowledged: 0,
         };
-        if parsed.key.protocol == u32::from(TCP) {
+        if parsed.key.protocol == u32::from(TCP) && parsed.part != Part::Later {
             let tcp = packet
                 .at::<Tcp>(parsed.transport)
                 .map_err(|_| Verdict::ShortTransport)?;
@@ -113,52 +117,85 @@ impl Segment {
     /// client that uses its port again.
     #[inline(always)]
     const fn reopens(&self, flow: &Flow) -> bool {
-        !flow.is_reply() && ended(flow.life.state) && opens(self.flags)
+        !flow.is_reply() && over(flow) && opens(self.flags)
+    }
+
+    #[inline(always)]
+    const fn is_syn(&self) -> bool {
+        self.flags & tcp_flag::SYN != 0
     }
 }
 
-/// Finds the packet's flow, or begins one in the room that `draft` lends.
+/// Whether the connection is over, as far as is seen of it: of one whose
+/// backend is not heard, the client's end is all there is.
 #[inline(always)]
-pub fn steer<'a>(
+const fn over(flow: &Flow) -> bool {
+    let state = flow.life.state;
+    ended(if flow.one_way() && state & CLIENT_FIN != 0 {
+        state | BACKEND_FIN
+    } else {
+        state
+    })
+}
+
+/// Finds the packet's flow, or begins one.
+#[inline(always)]
+pub fn steer(
     packet: &mut impl Packet,
-    tables: &'a impl Tables,
-    parsed: &Parsed,
-    draft: impl FnOnce() -> Option<&'a mut Draft>,
-    whose: &mut Attribution,
-) -> Result<&'a Flow, Verdict> {
-    let key = &parsed.key;
+    tables: &impl Tables,
+    room: &mut Room,
+) -> Result<(), Verdict> {
+    room.max_mss = 0;
+    let key = &room.parsed.key;
     if let Some(flow) = tables.flow(Stage::Established, key) {
-        whose.flow(flow);
-        parsed.sound(packet.length())?;
-        let segment = Segment::of(packet, parsed)?;
+        room.whose.flow(flow);
+        room.parsed.sound(packet.length())?;
+        let segment = Segment::of(packet, &room.parsed)?;
         if !segment.reopens(flow) {
             live_on(tables, Stage::Established, key, flow, &segment);
-            return Ok(flow);
+            room.flow = *flow;
+            return Ok(());
         }
         forget_both(tables, Stage::Established, key, flow);
-        *whose = Attribution::NOBODY;
+        room.whose = Attribution::NOBODY;
     }
+    unfamiliar(packet, tables, room)
+}
+
+/// A packet of no established flow.
+#[inline(never)]
+fn unfamiliar(
+    packet: &mut impl Packet,
+    tables: &impl Tables,
+    room: &mut Room,
+) -> Result<(), Verdict> {
+    let key = &room.parsed.key;
     let to = tables.party(&endpoint(key.dst, key.dst_port, key.protocol as u16));
     if let Some(service) = to.filter(|party| party.roles & role::SERVICE != 0) {
-        return from_client(packet, tables, parsed, &service, draft, whose);
+        return from_client(packet, tables, room, &service);
     }
     let from = tables.party(&endpoint(key.src, key.src_port, key.protocol as u16));
     if from.is_some_and(|party| party.roles & role::BACKEND != 0) {
-        return from_backend(packet, tables, parsed, whose);
+        return from_backend(packet, tables, room);
     }
     Err(Verdict::NoService)
 }
 
 /// A packet to a service that is of no established flow.
 #[inline(always)]
-fn from_client<'a>(
+fn from_client(
     packet: &mut impl Packet,
-    tables: &'a impl Tables,
-    parsed: &Parsed,
+    tables: &impl Tables,
+    room: &mut Room,
     service: &Party,
-    draft: impl FnOnce() -> Option<&'a mut Draft>,
-    whose: &mut Attribution,
-) -> Result<&'a Flow, Verdict> {
+) -> Result<(), Verdict> {
+    let Room {
+        parsed,
+        flow: found,
+        whose,
+        draft,
+        ..
+    } = room;
     let key = &parsed.key;
     *whose = Attribution {
         service: service.service,
@@ -166,15 +203,13 @@ fn from_client<'a>(
     };
     parsed.sound(packet.length())?;
     let segment = Segment::of(packet, parsed)?;
+    if segment.is_syn() {
+        room.max_mss = u32::from(service.max_mss);
+    }
     if let Some(flow) = tables.flow(Stage::Unfinished, key) {
         if !segment.reopens(flow) {
             whose.flow(flow);
-            let proved = if key.protocol == u32::from(TCP) {
-                proves(&flow.life, segment.flags, segment.acknowledged)
-            } else {
-                flow.life.state & ANSWERED != 0
-            };
-            let moved = if proved {
+            let moved = if proved(key, flow, &segment) {
                 promote(tables, key, flow)
             } else {
                 None
@@ -184,35 +219,59 @@ fn from_client<'a>(
                 None => (Stage::Unfinished, flow),
             };
             live_on(tables, stage, key, flow, &segment);
-            return Ok(flow);
+            *found = *flow;
+            return Ok(());
         }
         forget_both(tables, Stage::Unfinished, key, flow);
     }
+    if parsed.part == Part::Later {
+        return Err(Verdict::NoFlow);
+    }
     guard::admit(parsed, segment.flags)?;
-    let draft = draft().ok_or(Verdict::FlowTableFull)?;
     begin(tables, key, service, draft, whose)?;
-    Ok(&draft.forward)
+    *found = draft.forward;
+    Ok(())
+}
+
+/// Whether a client's packet proves that its source is no forgery: it heard the
+/// backend. Where nobody can tell, that it goes on is taken for it.
+#[inline(always)]
+fn proved(key: &FlowKey, flow: &Flow, segment: &Segment) -> bool {
+    use tcp_flag::{ACK, RST, SYN};
+    let tcp = key.protocol == u32::from(TCP);
+    if flow.one_way() {
+        !tcp || segment.flags & (SYN | ACK | RST) == ACK
+    } else if tcp {
+        proves(&flow.life, segment.flags, segment.acknowledged)
+    } else {
+        flow.life.state & ANSWERED != 0
+    }
 }
 
 /// A packet from a backend that is of no established flow.
 #[inline(always)]
-fn from_backend<'a>(
+fn from_backend(
     packet: &mut impl Packet,
-    tables: &'a impl Tables,
-    parsed: &Parsed,
-    whose: &mut Attribution,
-) -> Result<&'a Flow, Verdict> {
+    tables: &impl Tables,
+    room: &mut Room,
+) -> Result<(), Verdict> {
+    let parsed = &room.parsed;
     let key = &parsed.key;
     let Some(flow) = tables.flow(Stage::Unfinished, key) else {
         return Err(unexpected(tables, parsed));
     };
-    whose.flow(flow);
+    room.whose.flow(flow);
     parsed.sound(packet.length())?;
     let segment = Segment::of(packet, parsed)?;
-    let syn = segment.flags & tcp_flag::SYN != 0;
     let state = segment.state_after(flow) | ANSWERED;
-    if syn || state != flow.life.state {
-        let proof = if syn {
+    if segment.is_syn() {
+        let service = endpoint(flow.src, flow.src_port, key.protocol as u16);
+        if let Some(service) = tables.party(&service) {
+            room.max_mss = u32::from(service.max_mss);
+        }
+    }
+    if segment.is_syn() || state != flow.life.state {
+        let proof = if segment.is_syn() {
             segment.sequence.wrapping_add(1)
         } else {
             flow.life.proof
@@ -226,7 +285,8 @@ fn from_backend<'a>(
         tables.note(Stage::Unfinished, key, &life);
         tables.note(Stage::Unfinished, &twin_key(key, flow), &life);
     }
-    Ok(flow)
+    room.flow = *flow;
+    Ok(())
 }
 
 /// A backend's packet that no flow explains: to a port that full-nat gives
@@ -237,8 +297,7 @@ fn unexpected(tables: &impl Tables, parsed: &Parsed) -> Verdict {
     let settings = tables.settings();
     let port = u32::from(parsed.key.dst_port.get());
     let ours = port.wrapping_sub(settings.first_port) < settings.port_count;
-    let address = endpoint(parsed.key.dst, Be16::new(0), 0);
-    if ours && tables.party(&address).is_some() {
+    if ours && is_service_address(tables, parsed.key.dst) {
         Verdict::OrphanReply
     } else {
         Verdict::NoService
@@ -271,6 +330,10 @@ fn live_on(tables: &impl Tables, stage: Stage, key: &FlowKey, flow: &Flow, segme
 /// Writes how a flow stands into both halves, and makes a lost half again.
 #[inline(never)]
 fn write_life(tables: &impl Tables, stage: Stage, key: &FlowKey, flow: &Flow, mut life: Life) {
+    if flow.one_way() {
+        tables.note(stage, key, &life);
+        return;
+    }
     let other = twin_key(key, flow);
     match tables.flow(stage, &other) {
         Some(half) => {
@@ -298,6 +361,13 @@ fn write_life(tables: &impl Tables, stage: Stage, key: &FlowKey, flow: &Flow, mu
 /// another's at once.
 #[inline(never)]
 fn promote<'a>(tables: &'a impl Tables, key: &FlowKey, flow: &Flow) -> Option<&'a Flow> {
+    if flow.one_way() {
+        if !tables.keep(Stage::Established, key, flow) {
+            return None;
+        }
+        tables.forget(Stage::Unfinished, key);
+        return tables.flow(Stage::Established, key);
+    }
     let other = twin_key(key, flow);
     if !tables.keep(Stage::Established, &other, &twin(key, flow)) {
         return None;
@@ -314,9 +384,11 @@ fn promote<'a>(tables: &'a impl Tables, key: &FlowKey, flow: &Flow) -> Option<&'
 #[inline(never)]
 fn forget_both(tables: &impl Tables, stage: Stage, key: &FlowKey, flow: &Flow) {
     // Read before the entry is given up: its place may be another's at once.
-    let other = twin_key(key, flow);
+    let other = (!flow.one_way()).then(|| twin_key(key, flow));
     tables.forget(stage, key);
-    tables.forget(stage, &other);
+    if let Some(other) = other {
+        tables.forget(stage, &other);
+    }
 }
 
 /// How many ticks after its last packet a connection gives its key up.
@@ -361,6 +433,17 @@ fn begin(
         zero: 0,
     };
     let settings = tables.settings();
+    if forward::one_way(service.forward) {
+        flow.dst_port = key.dst_port;
+        flow.ip_delta = 0;
+        flow.transport_delta = 0;
+        return if tables.keep(Stage::Unfinished, key, flow) {
+            whose.new_flow = true;
+            Ok(())
+        } else {
+            Err(Verdict::FlowTableFull)
+        };
+    }
     if service.forward == forward::FULL_NAT {
         flow.src = key.dst;
         claim_port(tables, &settings, key, draft)?;
@@ -396,7 +479,7 @@ fn claim_port(
     key: &FlowKey,
     draft: &mut Draft,
 ) -> Result<(), Verdict> {
-    let start = scatter(key, settings.seed);
+    let start = scatter(&key.src, both_ports(key), settings.seed);
     let mut probe = 0;
     while probe < PORT_PROBES {
         // An odd stride visits different places; the high bits choose the port.
@@ -502,13 +585,18 @@ fn vacate(tables: &impl Tables, key: &FlowKey, reply: &FlowKey, patience: Patien
     true
 }
 
-/// Spreads client endpoints evenly over 32 bits (the finaliser of MurmurHash3,
-/// word by word).
+/// Spreads an address and ports evenly over 32 bits (the finaliser of
+/// MurmurHash3, word by word).
 #[inline(always)]
-fn scatter(key: &FlowKey, seed: u32) -> u32 {
-    let [a, b, c, d] = key.src.words();
-    let ports = u32::from(key.src_port.word()) << 16 | u32::from(key.dst_port.word());
+pub(crate) const fn scatter(address: &Address, ports: u32, seed: u32) -> u32 {
+    let [a, b, c, d] = address.words();
     mix(mix(mix(mix(mix(seed ^ a) ^ b) ^ c) ^ d) ^ ports)
+}
+
+/// The two ports of a packet as one word.
+#[inline(always)]
+pub(crate) const fn both_ports(key: &FlowKey) -> u32 {
+    (key.src_port.word() as u32) << 16 | key.dst_port.word() as u32
 }
 
 #[inline(always)]

@@ -1,11 +1,13 @@
 //! The questions the data path asks of state, in its own words.
 //!
 //! In the kernel the answers are BPF maps and helpers (`kernel/maps.rs`), in
-//! the tests ordinary collections. A flow is lent, not copied, because a stack
-//! of 512 bytes has no room for copies; only its [`Life`] ever changes while it
-//! stands in a table, and that is written word by word.
+//! the tests ordinary collections. A flow is lent by its table, of which it is
+//! a part; only its [`Life`] ever changes while it stands there, and that is
+//! written word by word.
 
-use lb_common::abi::{Backend, Endpoint, Flow, FlowKey, Life, Party, Settings};
+use lb_common::abi::{
+    Backend, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Life, Party, Settings, Tagged, role,
+};
 use lb_common::{Address, Be16, Verdict};
 
 use crate::steer::Attribution;
@@ -22,21 +24,32 @@ pub enum Stage {
     Unfinished,
 }
 
-/// What to ask the routing table.
-pub struct RouteQuery<'a> {
-    /// The addresses and ports with which the packet will leave.
-    pub flow: &'a Flow,
-    /// TCP or UDP, by number.
-    pub protocol: u8,
+/// What to ask the routing table, about a packet as it will leave.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct RouteQuery {
+    /// Source address.
+    pub src: Address,
+    /// Destination address.
+    pub dst: Address,
+    /// Source port, or zero.
+    pub src_port: Be16,
+    /// Destination port, or zero.
+    pub dst_port: Be16,
+    /// The IP protocol.
+    pub protocol: u32,
     /// The DSCP and ECN byte, for policy routing.
-    pub traffic_class: u8,
+    pub traffic_class: u32,
     /// Length of the IP packet, for the MTU.
-    pub length: u16,
+    pub length: u32,
     /// The interface the packet came in on.
     pub ingress: u32,
+    /// Part of the answer [`Verdict::TooBig`]: the MTU.
+    pub mtu: u32,
 }
 
 /// An Ethernet address, in one register rather than in bytes on the stack.
+#[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkAddress(u64);
 
@@ -68,26 +81,17 @@ impl LinkAddress {
 }
 
 /// The next hop.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hop {
     /// The interface to leave by.
     pub egress: u32,
+    /// One if it is a router, zero if it is the destination itself.
+    pub router: u32,
     /// The link address of that interface.
     pub src_link: LinkAddress,
     /// The link address of the next hop.
     pub dst_link: LinkAddress,
-}
-
-/// Room to draft a new connection in. A stack of 512 bytes has none.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct Draft {
-    /// The half from the client to the backend.
-    pub forward: Flow,
-    /// The half from the backend to the client.
-    pub reply: Flow,
-    /// The key of the latter.
-    pub reply_key: FlowKey,
 }
 
 /// Everything the data path knows besides the packet.
@@ -123,12 +127,32 @@ pub trait Tables {
     /// Removes the flow, if it is there.
     fn forget(&self, stage: Stage, key: &FlowKey);
 
+    /// What the first fragment of this datagram said.
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
+
+    /// Remembers what a first fragment said, in place of an earlier one.
+    fn keep_fragment(&self, key: &FragmentKey, fragment: &Fragment);
+
+    /// A number that this place has not given out for long, to identify a
+    /// datagram by. Datagrams with the same ends ask the same place; places
+    /// wrap.
+    fn fresh_id(&self, place: u32) -> u32;
+
+    /// The host's interface for frames that come in like this.
+    fn interface(&self, frames: &Tagged) -> Option<u32>;
+
+    /// What frames of this interface leave by, if not by itself.
+    fn exit(&self, interface: u32) -> Option<Tagged>;
+
     /// The next hop, or the verdict that says why there is none.
-    fn next_hop(&self, query: &RouteQuery<'_>) -> Result<Hop, Verdict>;
+    fn next_hop(&self, query: &mut RouteQuery, hop: &mut Hop) -> Result<(), Verdict>;
 
     /// Chooses the interface that the packet is sent out of when the verdict is
     /// a redirect; whether the balancer is attached to it.
     fn redirect(&self, egress: u32) -> bool;
+
+    /// Whether one more ICMP error may be sent now, and takes note of it.
+    fn may_tell(&self) -> bool;
 
     /// Counts the packet.
     fn count(&self, verdict: Verdict, whose: &Attribution, bytes: u64);
@@ -143,4 +167,11 @@ pub(crate) const fn endpoint(address: Address, port: Be16, protocol: u16) -> End
         protocol,
         zero: 0,
     }
+}
+
+/// Whether services listen on the address, whatever their port.
+#[inline(always)]
+pub(crate) fn is_service_address(tables: &impl Tables, address: Address) -> bool {
+    let bare = endpoint(address, Be16::new(0), 0);
+    (tables.party(&bare)).is_some_and(|party| party.roles & role::ADDRESS != 0)
 }

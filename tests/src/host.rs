@@ -8,14 +8,18 @@ use anyhow::Result;
 use bytemuck::Zeroable;
 use elsa::FrozenVec;
 use lb_common::Verdict;
-use lb_common::abi::{Backend, DropKey, Endpoint, Flow, FlowKey, Life, Party, Settings};
+use lb_common::abi::{
+    Backend, DropKey, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Life, Party, Settings, Tagged,
+};
 use lb_common::verdict::Action;
-use lb_ebpf::packet::Ethernet;
 use lb_ebpf::steer::Attribution;
-use lb_ebpf::{Draft, Hop, Packet, RouteQuery, Stage, Tables, Wire};
+use lb_ebpf::{Hop, Packet, Room, RouteQuery, Stage, Tables, Wire};
 
 use crate::network;
 use crate::world::{Outcome, ROOM, Side, State, World};
+
+/// What there is in front of a frame in the kernel (`XDP_PACKET_HEADROOM`).
+const HEADROOM: usize = 256;
 
 /// A frame on the host.
 pub struct HostPacket {
@@ -26,10 +30,10 @@ pub struct HostPacket {
 }
 
 impl Packet for HostPacket {
-    fn at<H: Wire>(&mut self, offset: usize) -> Result<&mut H, Verdict> {
+    fn at<H: Wire>(&mut self, offset: u32) -> Result<&mut H, Verdict> {
         let header = self
             .bytes
-            .get_mut(offset..)
+            .get_mut(offset as usize..)
             .and_then(|rest| rest.get_mut(..size_of::<H>()))
             .ok_or(Verdict::Truncated)?;
         // SAFETY: the slice is of the header's size and borrowed for as long
@@ -38,26 +42,32 @@ impl Packet for HostPacket {
         Ok(unsafe { &mut *header.as_mut_ptr().cast::<H>() })
     }
 
-    fn length(&self) -> usize {
-        self.bytes.len()
+    fn shift_head(&mut self, bytes: i32) -> Result<(), Verdict> {
+        match usize::try_from(bytes) {
+            Ok(more) if more <= HEADROOM => {
+                // Not zero: nothing may rely on it.
+                self.bytes.splice(0..0, std::iter::repeat_n(0xdb, more));
+                Ok(())
+            }
+            Ok(_) => Err(Verdict::NoHeadroom),
+            Err(_) => {
+                self.bytes.drain(..bytes.unsigned_abs() as usize);
+                Ok(())
+            }
+        }
+    }
+
+    fn cut_to(&mut self, length: u32) -> Result<(), Verdict> {
+        self.bytes.truncate(length as usize);
+        Ok(())
+    }
+
+    fn length(&self) -> u64 {
+        self.bytes.len() as u64
     }
 
     fn ingress(&self) -> u32 {
         self.ingress
-    }
-
-    fn shift_head(&mut self, bytes: i32) -> Result<(), Verdict> {
-        let length = bytes.unsigned_abs() as usize;
-        if bytes >= 0 {
-            self.bytes.splice(0..0, std::iter::repeat_n(0, length));
-            return Ok(());
-        }
-        // The kernel leaves at least an Ethernet header.
-        if self.bytes.len() < length + size_of::<Ethernet>() {
-            return Err(Verdict::NoHeadroom);
-        }
-        self.bytes.drain(..length);
-        Ok(())
     }
 }
 
@@ -81,6 +91,11 @@ pub struct HostTables {
     arena: FrozenVec<Box<Flow>>,
     established: RefCell<HashMap<FlowKey, usize>>,
     unfinished: RefCell<HashMap<FlowKey, usize>>,
+    fragments: RefCell<BTreeMap<FragmentKey, Fragment>>,
+    fresh_ids: RefCell<HashMap<u32, u32>>,
+    interfaces: BTreeMap<Tagged, u32>,
+    exits: BTreeMap<u32, Tagged>,
+    told: Cell<u32>,
     /// The counters alone; flows and turns are added when it is asked for.
     counted: RefCell<State>,
 }
@@ -106,6 +121,11 @@ impl HostTables {
             arena: FrozenVec::new(),
             established: RefCell::default(),
             unfinished: RefCell::default(),
+            fragments: RefCell::default(),
+            fresh_ids: RefCell::default(),
+            interfaces: network::interfaces(),
+            exits: network::exits(),
+            told: Cell::new(0),
             counted: RefCell::default(),
         }
     }
@@ -129,6 +149,17 @@ impl HostTables {
         State {
             established: flows(&self.established),
             unfinished: flows(&self.unfinished),
+            fragments: (self.fragments.borrow().iter())
+                .map(|(key, fragment)| {
+                    (
+                        *key,
+                        Fragment {
+                            seen: 0,
+                            ..*fragment
+                        },
+                    )
+                })
+                .collect(),
             turns: (self.sequences.iter())
                 .map(|(service, sequence)| (*service, sequence.cursor.get()))
                 .collect(),
@@ -210,12 +241,44 @@ impl Tables for HostTables {
         self.table(stage).borrow_mut().remove(key);
     }
 
-    fn next_hop(&self, query: &RouteQuery<'_>) -> Result<Hop, Verdict> {
-        network::hop(query.ingress, query.flow.dst.ip(), query.length)
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn keep_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        self.fragments.borrow_mut().insert(*key, *fragment);
+    }
+
+    fn fresh_id(&self, place: u32) -> u32 {
+        let mut ids = self.fresh_ids.borrow_mut();
+        let id = ids.entry(place % 1024).or_default();
+        let fresh = *id;
+        *id = id.wrapping_add(1);
+        fresh
+    }
+
+    fn interface(&self, frames: &Tagged) -> Option<u32> {
+        self.interfaces.get(frames).copied()
+    }
+
+    fn exit(&self, interface: u32) -> Option<Tagged> {
+        self.exits.get(&interface).copied()
+    }
+
+    fn next_hop(&self, query: &mut RouteQuery, hop: &mut Hop) -> Result<(), Verdict> {
+        *hop = network::hop(query)?;
+        Ok(())
     }
 
     fn redirect(&self, egress: u32) -> bool {
         (network::DEVICES.iter()).any(|device| device.index == egress && device.attached)
+    }
+
+    fn may_tell(&self) -> bool {
+        let mut told = self.told.get();
+        told += 1;
+        self.told.set(told);
+        told <= self.settings.error_limit
     }
 
     fn count(&self, verdict: Verdict, whose: &Attribution, bytes: u64) {
@@ -255,9 +318,18 @@ impl Tables for HostTables {
     }
 }
 
+/// Room for one packet after another.
+pub fn room() -> Box<Room> {
+    // SAFETY: integers, and enumerations of which zero is a value, as in the
+    // kernel's map before the first packet.
+    Box::new(unsafe { std::mem::zeroed() })
+}
+
 /// The host as a side.
 pub struct Host {
     tables: HostTables,
+    /// As in the kernel, what an earlier packet has left is still in it.
+    room: Box<Room>,
 }
 
 impl Host {
@@ -265,6 +337,7 @@ impl Host {
     pub fn new() -> Self {
         Self {
             tables: HostTables::new(&World::empty()),
+            room: room(),
         }
     }
 
@@ -291,12 +364,7 @@ impl Side for Host {
             bytes: frame.to_vec(),
             ingress,
         };
-        let mut draft = Draft {
-            forward: Zeroable::zeroed(),
-            reply: Zeroable::zeroed(),
-            reply_key: Zeroable::zeroed(),
-        };
-        let verdict = lb_ebpf::process(&mut packet, &self.tables, || Some(&mut draft));
+        let verdict = lb_ebpf::process(&mut packet, &self.tables, &mut self.room);
         Ok(Outcome {
             action: verdict.action(),
             frame: packet.bytes,

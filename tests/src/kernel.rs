@@ -24,7 +24,8 @@ use aya::{Ebpf, EbpfLoader};
 use bytemuck::{bytes_of, cast, pod_read_unaligned};
 use lb_common::Action;
 use lb_common::abi::{
-    Backend, DropKey, Endpoint, Flow, FlowKey, Party, Settings, Traffic, sequence,
+    Backend, DropKey, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Party, Settings, Tagged,
+    Traffic, forward, sequence,
 };
 use lb_common::verdict::{VERDICT_SLOTS, Verdict};
 use lb_ebpf::Stage;
@@ -51,6 +52,8 @@ type BackendBytes = [u8; size_of::<Backend>()];
 type KeyBytes = [u8; size_of::<FlowKey>()];
 type FlowBytes = [u8; size_of::<Flow>()];
 type TrafficBytes = [u8; size_of::<Traffic>()];
+type FragmentBytes = [u8; size_of::<Fragment>()];
+type TaggedBytes = [u8; size_of::<Tagged>()];
 type DropBytes = [u8; size_of::<DropKey>()];
 
 type Flows = HashMap<MapData, KeyBytes, FlowBytes>;
@@ -167,6 +170,11 @@ struct Load {
     turning: usize,
     established: Flows,
     unfinished: Flows,
+    fragments: HashMap<MapData, KeyBytes, FragmentBytes>,
+    fragment_ids: Array<MapData, u32>,
+    /// Whether the current world has tunnels.
+    tunnels: bool,
+    told: PerCpuArray<MapData, u64>,
     verdicts: PerCpuArray<MapData, u64>,
     service_traffic: Traffics,
     backend_traffic: Traffics,
@@ -179,7 +187,7 @@ impl Load {
         loader.override_global("SETTINGS", bytes_of(&settings), true);
         // Silent: what the program logs is no part of what it does.
         loader.override_global("AYA_LOG_LEVEL", &0u8, false);
-        for table in ["FLOWS", "UNFINISHED"] {
+        for table in ["FLOWS", "UNFINISHED", "FRAGMENTS"] {
             loader.map_max_entries(table, FLOWS);
         }
         for table in [
@@ -202,6 +210,14 @@ impl Load {
         for device in network::DEVICES.iter().filter(|device| device.attached) {
             devices.insert(device.index, device.index, None, 0)?;
         }
+        let mut interfaces: HashMap<MapData, TaggedBytes, u32> = take(&mut program, "INTERFACES")?;
+        for (frames, index) in network::interfaces() {
+            interfaces.insert(cast::<_, TaggedBytes>(frames), index, 0)?;
+        }
+        let mut exits: HashMap<MapData, u32, TaggedBytes> = take(&mut program, "EXITS")?;
+        for (index, frames) in network::exits() {
+            exits.insert(index, cast::<_, TaggedBytes>(frames), 0)?;
+        }
         Ok(Self {
             settings,
             endpoints: take(&mut program, "ENDPOINTS")?,
@@ -211,6 +227,10 @@ impl Load {
             turning: 0,
             established: take(&mut program, "FLOWS")?,
             unfinished: take(&mut program, "UNFINISHED")?,
+            fragments: take(&mut program, "FRAGMENTS")?,
+            fragment_ids: take(&mut program, "FRAGMENT_IDS")?,
+            tunnels: false,
+            told: take(&mut program, "TOLD")?,
             verdicts: take(&mut program, "VERDICTS")?,
             service_traffic: take(&mut program, "SERVICE_TRAFFIC")?,
             backend_traffic: take(&mut program, "BACKEND_TRAFFIC")?,
@@ -228,12 +248,24 @@ impl Load {
                 table.remove(&key)?;
             }
         }
+        let fragments = keys(self.fragments.keys())?;
+        // Many calls, so only where something may have been numbered.
+        if self.tunnels || !fragments.is_empty() {
+            for place in 0..self.fragment_ids.len() {
+                self.fragment_ids.set(place, 0, 0)?;
+            }
+        }
+        for key in fragments {
+            self.fragments.remove(&key)?;
+        }
         for key in keys(self.drops.keys())? {
             self.drops.remove(&key)?;
         }
         let cpus = aya::util::nr_cpus().map_err(|(file, error)| {
             anyhow::Error::from(error).context(format!("cannot count the CPUs in {file}"))
         })?;
+        self.told
+            .set(0, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
         for verdict in 0..VERDICT_SLOTS {
             self.verdicts
                 .set(verdict, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
@@ -259,6 +291,7 @@ impl Load {
             self.backends
                 .set(member.number, cast::<_, BackendBytes>(member.entry()), 0)?;
         }
+        self.tunnels = (world.services.iter()).any(|service| service.forward == forward::TUNNEL);
         self.turning = world.services.len();
         for service in &world.services {
             self.hand_over(service)?;
@@ -297,7 +330,7 @@ impl Load {
         // struct xdp_md (linux/bpf.h): data, data_end, data_meta,
         // ingress_ifindex, rx_queue_index, egress_ifindex.
         let context = [0, frame.len() as u32, 0, ingress, 0, 0];
-        let mut out = vec![0; frame.len() + 64];
+        let mut out = vec![0; frame.len() + 128];
         let result = xdp.test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut out),
@@ -321,6 +354,7 @@ impl Load {
         let mut state = State {
             established: flows(&self.established)?,
             unfinished: flows(&self.unfinished)?,
+            fragments: fragments(&self.fragments)?,
             services: traffic(&self.service_traffic)?,
             backends: traffic(&self.backend_traffic)?,
             ..State::default()
@@ -366,6 +400,19 @@ fn flows(table: &Flows) -> Result<BTreeMap<FlowKey, Flow>> {
             let mut flow: Flow = pod_read_unaligned(&value);
             flow.life.seen = 0;
             Ok((pod_read_unaligned(&key), flow))
+        })
+        .collect()
+}
+
+fn fragments(
+    table: &HashMap<MapData, KeyBytes, FragmentBytes>,
+) -> Result<BTreeMap<FragmentKey, Fragment>> {
+    (table.iter())
+        .map(|entry| {
+            let (key, value) = entry?;
+            let mut fragment: Fragment = pod_read_unaligned(&value);
+            fragment.seen = 0;
+            Ok((pod_read_unaligned(&key), fragment))
         })
         .collect()
 }

@@ -13,12 +13,20 @@
 //!                                              ├ narrow  MTU 1280
 //!                                              └ halted  forwarding switched off
 //! ```
+//!
+//! Two more stand for what the kernel of the tests may lack: `vlan` for VLAN 10
+//! of `lan`, and `stacked` for VLAN 30 within VLAN 20 of `wan`. To the routing
+//! table they are interfaces like others; the program is told which frames are
+//! theirs ([`interfaces`], [`exits`]), and frames come and go by `lan` and `wan`.
+//! And `member` stands for a part of a bond, whose name is `bond`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use lb_common::Verdict;
-use lb_ebpf::{Hop, LinkAddress};
+use lb_common::abi::Tagged;
+use lb_ebpf::{Hop, LinkAddress, RouteQuery};
 
 use crate::frame::Link;
 
@@ -90,8 +98,63 @@ pub static HALTED: Device = Device {
     ..Device::new("halted", 5, ["10.0.5.1/24", "fd00:5::1/64"])
 };
 
+/// VLAN 10 of [`LAN`].
+pub static VLAN: Device = Device {
+    attached: false,
+    ..Device::new("vlan", 6, ["10.0.6.1/24", "fd00:6::1/64"])
+};
+/// VLAN 30 within VLAN 20 of [`WAN`].
+pub static STACKED: Device = Device {
+    attached: false,
+    ..Device::new("stacked", 7, ["10.0.7.1/24", "fd00:7::1/64"])
+};
+/// A bond.
+pub static BOND: Device = Device {
+    attached: false,
+    ..Device::new("bond", 8, ["10.0.8.1/24", "fd00:8::1/64"])
+};
+/// A member of [`BOND`], which has no addresses that matter.
+pub static MEMBER: Device = Device::new("member", 9, ["10.0.9.1/24", "fd00:9::1/64"]);
+
 /// All interfaces.
-pub static DEVICES: [&Device; 5] = [&LAN, &WAN, &ASIDE, &NARROW, &HALTED];
+pub static DEVICES: [&Device; 9] = [
+    &LAN, &WAN, &ASIDE, &NARROW, &HALTED, &VLAN, &STACKED, &BOND, &MEMBER,
+];
+
+/// The tag of [`VLAN`], and the two of [`STACKED`], as they stand in a frame.
+pub const VLAN_TAG: [u8; 4] = [0x81, 0x00, 0x00, 10];
+/// See [`VLAN_TAG`].
+pub const STACKED_TAGS: [[u8; 4]; 2] = [[0x88, 0xa8, 0x00, 20], [0x81, 0x00, 0x00, 30]];
+
+/// Frames with tags: the device, the tags, and the interface.
+fn tagged() -> [(Tagged, &'static Device); 3] {
+    let on = |device: &Device, outer: [u8; 4], inner: [u8; 4]| Tagged {
+        device: device.index,
+        outer: u32::from_ne_bytes(outer),
+        inner: u32::from_ne_bytes(inner),
+        zero: 0,
+    };
+    let [outer, inner] = STACKED_TAGS;
+    [
+        (on(&LAN, VLAN_TAG, [0; 4]), &VLAN),
+        (on(&WAN, outer, inner), &STACKED),
+        (on(&MEMBER, [0; 4], [0; 4]), &BOND),
+    ]
+}
+
+/// The `INTERFACES` table as the controller would write it.
+pub fn interfaces() -> BTreeMap<Tagged, u32> {
+    tagged()
+        .map(|(frames, device)| (frames, device.index))
+        .into()
+}
+
+/// The `EXITS` table as the controller would write it.
+pub fn exits() -> BTreeMap<u32, Tagged> {
+    tagged()
+        .map(|(frames, device)| (device.index, frames))
+        .into()
+}
 
 /// The last byte of the addresses of the hosts on every link whose link
 /// address is known; nobody else's is.
@@ -110,11 +173,11 @@ const NOWHERE: [(&str, (&str, u8)); 6] = [
     ("prohibit", ("fd00:68::", 64)),
 ];
 
-/// What the kernel's table says, by this file: the next hop for a packet of
-/// this length that came in by `ingress`, or why there is none. The order of
-/// the questions is the kernel's (`bpf_fib_lookup`).
-pub fn hop(ingress: u32, destination: IpAddr, length: u16) -> Result<Hop, Verdict> {
-    let came_by = DEVICES.iter().find(|device| device.index == ingress);
+/// What the kernel's table says, by this file: the next hop, or why there is
+/// none. The order of the questions is the kernel's (`bpf_fib_lookup`).
+pub fn hop(query: &mut RouteQuery) -> Result<Hop, Verdict> {
+    let destination = query.dst.ip();
+    let came_by = (DEVICES.iter()).find(|device| device.index == query.ingress);
     if came_by.is_some_and(|device| !device.forwards) {
         return Err(Verdict::ForwardingDisabled);
     }
@@ -124,7 +187,8 @@ pub fn hop(ingress: u32, destination: IpAddr, length: u16) -> Result<Hop, Verdic
     {
         return Err(Verdict::NoRoute);
     }
-    let (device, host) = if BEHIND_LAN.iter().any(|prefix| covers(prefix, destination)) {
+    let routed = BEHIND_LAN.iter().any(|prefix| covers(prefix, destination));
+    let (device, host) = if routed {
         (&LAN, Host::Known(254))
     } else {
         let on_link = DEVICES.iter().find(|device| {
@@ -140,13 +204,17 @@ pub fn hop(ingress: u32, destination: IpAddr, length: u16) -> Result<Hop, Verdic
     };
     let last = match host {
         Host::Here => return Err(Verdict::LocalDestination),
-        _ if length > device.mtu => return Err(Verdict::TooBig),
+        _ if query.length > u32::from(device.mtu) => {
+            query.mtu = u32::from(device.mtu);
+            return Err(Verdict::TooBig);
+        }
         Host::Unknown => return Err(Verdict::NeighbourPending),
         Host::Known(last) => last,
     };
     let [src_link, dst_link] = device.to(last);
     Ok(Hop {
         egress: device.index,
+        router: u32::from(routed),
         src_link: LinkAddress::new(src_link),
         dst_link: LinkAddress::new(dst_link),
     })

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use lb_common::abi::{
-    Backend, DropKey, Endpoint, Flow, FlowKey, Party, Settings, TCP, Traffic, backend, role,
+    Backend, DropKey, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Party, Settings, TCP,
+    Traffic, backend, forward, role,
 };
 use lb_common::{Action, Address, Be16, Verdict};
 use lb_ebpf::Stage;
@@ -37,6 +38,8 @@ pub struct Service {
     pub protocol: u8,
     /// One of `lb_common::abi::forward`.
     pub forward: u8,
+    /// The limit to segment sizes, or zero.
+    pub max_mss: u16,
     /// The backends' numbers in turn.
     pub sequence: Vec<u32>,
 }
@@ -92,8 +95,17 @@ impl World {
             listen,
             protocol,
             forward,
+            max_mss: 0,
             sequence: sequence.to_vec(),
         });
+        self
+    }
+
+    /// With this limit to the segment sizes of the last service.
+    pub fn max_mss(mut self, most: u16) -> Self {
+        if let Some(service) = self.services.last_mut() {
+            service.max_mss = most;
+        }
         self
     }
 
@@ -130,7 +142,7 @@ impl World {
                 service: service.number,
                 forward: service.forward,
                 roles: endpoint,
-                max_mss: 0,
+                max_mss: service.max_mss,
             };
             let listen = endpoint(service.listen, service.protocol);
             let address = Endpoint {
@@ -139,9 +151,13 @@ impl World {
                 ..listen
             };
             table.insert(listen, of(role::SERVICE));
-            table.insert(address, of(0));
+            table.insert(address, of(role::ADDRESS));
         }
         for member in &self.backends {
+            let mode = self.services[member.service as usize].forward;
+            if forward::one_way(mode) {
+                continue;
+            }
             let party = table
                 .entry(endpoint(member.address, member.protocol))
                 .or_insert(Party {
@@ -187,6 +203,8 @@ pub struct State {
     pub established: BTreeMap<FlowKey, Flow>,
     /// Unfinished flows, likewise.
     pub unfinished: BTreeMap<FlowKey, Flow>,
+    /// What first fragments said; when they came is left out.
+    pub fragments: BTreeMap<FragmentKey, Fragment>,
     /// How many connections each service has scheduled.
     pub turns: BTreeMap<u32, u64>,
     /// Packets by verdict, where there were any.

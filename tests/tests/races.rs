@@ -3,14 +3,16 @@
 use std::cell::Cell;
 
 use anyhow::{Context as _, Result};
-use bytemuck::Zeroable as _;
 use lb_common::Verdict;
-use lb_common::abi::{Backend, Endpoint, Flow, FlowKey, Life, Party, Settings, TCP, forward};
+use lb_common::abi::{
+    Backend, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Life, Party, Settings, TCP, Tagged,
+    forward,
+};
 use lb_common::flow::{ANSWERED, BACKEND_FIN, CLIENT_FIN};
 use lb_ebpf::steer::Attribution;
-use lb_ebpf::{Draft, Hop, RouteQuery, Stage, Tables};
+use lb_ebpf::{Hop, RouteQuery, Stage, Tables};
 use tests::frame::{Frame, key, tcp};
-use tests::host::{Host, HostPacket, HostTables};
+use tests::host::{Host, HostPacket, HostTables, room};
 use tests::network::{LAN, WAN};
 use tests::world::{Side as _, World};
 
@@ -72,12 +74,7 @@ fn a_port_that_another_takes_between_the_look_and_the_claim_is_left_to_it() -> R
         bytes: tcp("198.51.100.7:51001", SERVICE).syn().bytes(),
         ingress: WAN.index,
     };
-    let mut draft = Draft {
-        forward: Flow::zeroed(),
-        reply: Flow::zeroed(),
-        reply_key: FlowKey::zeroed(),
-    };
-    let verdict = lb_ebpf::process(&mut packet, &meddled, || Some(&mut draft));
+    let verdict = lb_ebpf::process(&mut packet, &meddled, &mut room());
     assert_eq!(verdict, Verdict::PortsExhausted);
     let state = tables.state();
     assert_eq!(state.established.get(&reply), Some(&half));
@@ -136,8 +133,32 @@ impl Tables for Meddled<'_> {
         self.tables.forget(stage, key);
     }
 
-    fn next_hop(&self, query: &RouteQuery<'_>) -> Result<Hop, Verdict> {
-        self.tables.next_hop(query)
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        self.tables.fragment(key)
+    }
+
+    fn keep_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        self.tables.keep_fragment(key, fragment);
+    }
+
+    fn fresh_id(&self, place: u32) -> u32 {
+        self.tables.fresh_id(place)
+    }
+
+    fn interface(&self, frames: &Tagged) -> Option<u32> {
+        self.tables.interface(frames)
+    }
+
+    fn exit(&self, interface: u32) -> Option<Tagged> {
+        self.tables.exit(interface)
+    }
+
+    fn next_hop(&self, query: &mut RouteQuery, hop: &mut Hop) -> Result<(), Verdict> {
+        self.tables.next_hop(query, hop)
+    }
+
+    fn may_tell(&self) -> bool {
+        self.tables.may_tell()
     }
 
     fn redirect(&self, egress: u32) -> bool {

@@ -13,12 +13,14 @@ use aya_ebpf::btf_maps::{
 use aya_ebpf::helpers::{bpf_fib_lookup, bpf_jiffies64};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
+use lb_common::Address;
 use lb_common::abi::{
-    Backend, DropKey, Endpoint, Flow, FlowKey, Life, Party, Settings, Traffic, sequence,
+    Backend, DropKey, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Life, Party, Settings,
+    Tagged, Traffic, sequence,
 };
 use lb_common::verdict::{Action, VERDICT_SLOTS, Verdict};
 use lb_ebpf::steer::Attribution;
-use lb_ebpf::{Draft, Hop, LinkAddress, RouteQuery, Stage, Tables};
+use lb_ebpf::{Hop, LinkAddress, Room, RouteQuery, Stage, Tables};
 
 #[btf_map]
 static ENDPOINTS: HashMap<Endpoint, Party, 1024> = HashMap::new();
@@ -43,19 +45,41 @@ static BACKEND_TRAFFIC: PerCpuArray<Traffic, 1024> = PerCpuArray::new();
 static DROPS: PerCpuHashMap<DropKey, u64, 1024> = PerCpuHashMap::new();
 
 #[btf_map]
-static DRAFT: PerCpuArray<Draft, 1> = PerCpuArray::new();
+static FRAGMENTS: LruHashMap<FragmentKey, Fragment, 1024> = LruHashMap::new();
+#[btf_map]
+static FRAGMENT_IDS: Array<u32, FRAGMENT_PLACES> = Array::new();
+#[btf_map]
+static INTERFACES: HashMap<Tagged, u32, 1024> = HashMap::new();
+#[btf_map]
+static EXITS: HashMap<u32, Tagged, 1024> = HashMap::new();
 
-/// Lends this CPU's room for a new connection.
+#[btf_map]
+static ROOM: PerCpuArray<Room, 1> = PerCpuArray::new();
+#[btf_map]
+static TOLD: PerCpuArray<Told, 1> = PerCpuArray::new();
+
+/// How many counters number datagrams; a power of two.
+const FRAGMENT_PLACES: usize = 1024;
+
+/// How many ICMP errors this CPU has sent since when.
+#[repr(C)]
+struct Told {
+    since: u32,
+    count: u32,
+}
+
+/// Lends this CPU's room for one packet.
 ///
 /// # Safety
 /// At most once in a run of the program, which is not interrupted by another
-/// run on the same CPU.
+/// run on the same CPU (XDP runs with soft interrupts off).
 #[inline(always)]
-pub(crate) unsafe fn draft<'a>() -> Option<&'a mut Draft> {
-    let draft = DRAFT.get_ptr_mut(0)?;
+pub(crate) unsafe fn room<'a>() -> Option<&'a mut Room> {
+    let room = ROOM.get_ptr_mut(0)?;
     // SAFETY: a whole value that nobody else refers to, as the caller promises;
-    // any bytes are a value.
-    Some(unsafe { &mut *draft })
+    // the map begins as zeros, which are a value of every field, and the
+    // program writes no others.
+    Some(unsafe { &mut *room })
 }
 
 /// Set by the loader; read-only data, so constants to the verifier.
@@ -166,43 +190,91 @@ impl Tables for KernelTables<'_> {
         };
     }
 
-    // Not inlined: the helper's parameters take 64 bytes of stack, which a new
-    // connection needs before they are needed here.
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        // SAFETY: copied at once; every combination of bytes is a value.
+        unsafe { FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn keep_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        // Refused, it is as if it had been evicted.
+        let _ = FRAGMENTS.insert(key, fragment, 0);
+    }
+
+    #[inline(always)]
+    fn fresh_id(&self, place: u32) -> u32 {
+        let Some(counter) = FRAGMENT_IDS.get_ptr_mut(place % FRAGMENT_PLACES as u32) else {
+            return place;
+        };
+        // SAFETY: aligned in the map, lives as long as the program runs, and is
+        // only ever accessed atomically. Not relaxed: see `next_backend`.
+        unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::AcqRel }>(counter, 1) }
+    }
+
+    #[inline(always)]
+    fn interface(&self, frames: &Tagged) -> Option<u32> {
+        // SAFETY: copied at once.
+        unsafe { INTERFACES.get(frames) }.copied()
+    }
+
+    #[inline(always)]
+    fn exit(&self, interface: u32) -> Option<Tagged> {
+        // SAFETY: copied at once; every combination of bytes is a value.
+        unsafe { EXITS.get(interface) }.copied()
+    }
+
+    // Not inlined: the helper's parameters take 64 bytes of stack.
     #[inline(never)]
-    fn next_hop(&self, query: &RouteQuery<'_>) -> Result<Hop, Verdict> {
+    fn next_hop(&self, query: &mut RouteQuery, hop: &mut Hop) -> Result<(), Verdict> {
         // SAFETY: a C struct of integers; zero is a value of each.
         let mut params: Fib = unsafe { core::mem::zeroed() };
-        let flow = query.flow;
-        params.l4_protocol = query.protocol;
-        params.sport = flow.src_port.word();
-        params.dport = flow.dst_port.word();
-        params.__bindgen_anon_1.tot_len = query.length;
+        params.l4_protocol = query.protocol as u8;
+        params.sport = query.src_port.word();
+        params.dport = query.dst_port.word();
+        params.__bindgen_anon_1.tot_len = query.length.min(u32::from(u16::MAX)) as u16;
         params.ifindex = query.ingress;
-        if flow.dst.is_v4() {
+        let is_v4 = query.dst.is_v4();
+        if is_v4 {
             params.family = AF_INET;
-            params.__bindgen_anon_2.tos = query.traffic_class;
-            params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(flow.src.low4());
-            params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(flow.dst.low4());
+            params.__bindgen_anon_2.tos = query.traffic_class as u8;
+            params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(query.src.low4());
+            params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(query.dst.low4());
         } else {
             params.family = AF_INET6;
-            params.__bindgen_anon_2.flowinfo = u32::from_be(u32::from(query.traffic_class) << 20);
-            params.__bindgen_anon_3.ipv6_src = flow.src.words();
-            params.__bindgen_anon_4.ipv6_dst = flow.dst.words();
+            params.__bindgen_anon_2.flowinfo = u32::from_be(query.traffic_class << 20);
+            params.__bindgen_anon_3.ipv6_src = query.src.words();
+            params.__bindgen_anon_4.ipv6_dst = query.dst.words();
         }
         let size = size_of_val(&params) as i32;
         // SAFETY: the context is the one this program was called with, and the
         // parameters are a live local of the size given.
         let result = unsafe { bpf_fib_lookup(self.0.ctx.cast(), &raw mut params, size, 0) };
         match result {
-            fib::SUCCESS => Ok(Hop {
-                egress: params.ifindex,
-                src_link: link(&raw const params.smac),
-                dst_link: link(&raw const params.dmac),
-            }),
+            fib::SUCCESS => {
+                hop.egress = params.ifindex;
+                // The helper puts the next hop in the destination's place.
+                // SAFETY: integers either way.
+                let [a, b, c, d] = unsafe { params.__bindgen_anon_4.ipv6_dst };
+                let [.., low] = query.dst.words();
+                let same = if is_v4 {
+                    a == low
+                } else {
+                    Address::from_words([a, b, c, d]) == query.dst
+                };
+                hop.router = u32::from(!same);
+                hop.src_link = link(&raw const params.smac);
+                hop.dst_link = link(&raw const params.dmac);
+                Ok(())
+            }
             fib::NO_NEIGHBOUR => Err(Verdict::NeighbourPending),
             fib::NOT_FORWARDED => Err(Verdict::LocalDestination),
             fib::FORWARDING_DISABLED => Err(Verdict::ForwardingDisabled),
-            fib::FRAGMENTATION_NEEDED => Err(Verdict::TooBig),
+            fib::FRAGMENTATION_NEEDED => {
+                // SAFETY: an integer either way.
+                query.mtu = u32::from(unsafe { params.__bindgen_anon_1.mtu_result });
+                Err(Verdict::TooBig)
+            }
             _ => Err(Verdict::NoRoute),
         }
     }
@@ -210,6 +282,23 @@ impl Tables for KernelTables<'_> {
     #[inline(always)]
     fn redirect(&self, egress: u32) -> bool {
         DEVICES.redirect(egress, 0).is_ok()
+    }
+
+    #[inline(always)]
+    fn may_tell(&self) -> bool {
+        let Some(told) = TOLD.get_ptr_mut(0) else {
+            return false;
+        };
+        // SAFETY: this CPU's own slot of a per-CPU map; nobody else writes it
+        // while the program runs.
+        let told = unsafe { &mut *told };
+        let (now, settings) = (self.now(), self.settings());
+        if now.wrapping_sub(told.since) >= settings.refresh_ticks {
+            told.since = now;
+            told.count = 0;
+        }
+        told.count = told.count.saturating_add(1);
+        told.count <= settings.error_limit
     }
 
     #[inline(always)]

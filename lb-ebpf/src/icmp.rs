@@ -1,0 +1,80 @@
+//! ICMP and ICMPv6, as far as services need them; the rest is the host's.
+//!
+//! - A ping to a service's address is answered here ([`echo`]), so that the
+//!   address answers exactly where its packets are balanced.
+//! - An error about a packet that was balanced is carried to the end that it
+//!   concerns ([`error`]). It quotes the packet as it left here, so the packets
+//!   that answer the quoted one are the key to its flow. From the way to the
+//!   backend it goes to the client, from the way to the client to the backend;
+//!   what is quoted is translated back into what that end had sent (RFC 5508,
+//!   section 4).
+//! - A sender whose packet goes no further is told why ([`tell`]).
+
+use lb_common::Verdict;
+use lb_common::abi::ICMP;
+
+use crate::packet::{Icmp, Packet};
+use crate::parse::Part;
+use crate::room::Room;
+use crate::tables::Tables;
+
+mod echo;
+mod error;
+mod tell;
+
+pub use tell::tell;
+
+/// The types of ICMP (RFC 792).
+mod v4 {
+    pub(super) const ECHO_REPLY: u8 = 0;
+    pub(super) const UNREACHABLE: u8 = 3;
+    pub(super) const ECHO: u8 = 8;
+    pub(super) const TIME_EXCEEDED: u8 = 11;
+    pub(super) const PARAMETER_PROBLEM: u8 = 12;
+    /// "Fragmentation needed", a code of "unreachable".
+    pub(super) const FRAGMENTATION_NEEDED: u8 = 4;
+}
+
+/// The types of ICMPv6 (RFC 4443).
+mod v6 {
+    pub(super) const UNREACHABLE: u8 = 1;
+    pub(super) const TOO_BIG: u8 = 2;
+    pub(super) const TIME_EXCEEDED: u8 = 3;
+    pub(super) const PARAMETER_PROBLEM: u8 = 4;
+    pub(super) const ECHO: u8 = 128;
+    pub(super) const ECHO_REPLY: u8 = 129;
+}
+
+/// A packet of ICMP or ICMPv6.
+#[inline(never)]
+pub fn receive(
+    packet: &mut impl Packet,
+    tables: &impl Tables,
+    room: &mut Room,
+) -> Result<Verdict, Verdict> {
+    if room.parsed.part != Part::Whole {
+        return Err(Verdict::NotTransport);
+    }
+    let icmp = packet.at::<Icmp>(room.parsed.transport)?;
+    let (kind, code) = (icmp.kind, icmp.code);
+    let [is_echo, is_error] = if room.parsed.key.protocol == u32::from(ICMP) {
+        use v4::{ECHO, PARAMETER_PROBLEM, TIME_EXCEEDED, UNREACHABLE};
+        [
+            kind == ECHO,
+            kind == UNREACHABLE || kind == TIME_EXCEEDED || kind == PARAMETER_PROBLEM,
+        ]
+    } else {
+        use v6::{ECHO, PARAMETER_PROBLEM, UNREACHABLE};
+        [
+            kind == ECHO,
+            kind >= UNREACHABLE && kind <= PARAMETER_PROBLEM,
+        ]
+    };
+    if is_echo && code == 0 {
+        echo::answer(packet, tables, room)
+    } else if is_error {
+        error::carry(packet, tables, room)
+    } else {
+        Err(Verdict::NotTransport)
+    }
+}

@@ -1,0 +1,94 @@
+//! Room to work on one packet, lent by whoever runs the data path.
+//!
+//! A stack of 512 bytes holds few keys and flows, and the verifier remembers
+//! what is on it; so what one step of the data path leaves for the next stands
+//! here. In the kernel each CPU has one room, which no other packet enters
+//! while the program runs.
+
+use lb_common::abi::{Flow, FlowKey};
+use lb_common::checksum::Sum;
+
+use crate::parse::Parsed;
+use crate::steer::Attribution;
+use crate::tables::{Hop, RouteQuery};
+
+/// What is known of a packet so far. Any bytes will do to begin with: nothing
+/// is read before it is written.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// What its headers say.
+    pub parsed: Parsed,
+    /// The flow it belongs to: what becomes of it.
+    pub flow: Flow,
+    /// Whom it is counted for.
+    pub whose: Attribution,
+    /// What was asked of the routing table.
+    pub query: RouteQuery,
+    /// The way out.
+    pub way: Way,
+    /// The largest segment that a SYN may announce from here on; 0 is any.
+    pub max_mss: u32,
+    /// A connection that begins.
+    pub draft: Draft,
+    /// The packet that an ICMP error is about.
+    pub quoted: Quoted,
+    /// How far a walk through bytes has come.
+    pub walk: Walk,
+}
+
+/// The way out.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Way {
+    /// The next hop.
+    pub hop: Hop,
+    /// The outer tag of the frame that leaves, or zero.
+    pub outer_tag: u32,
+    /// The inner tag, likewise.
+    pub inner_tag: u32,
+    /// The length of the outer IP header, or zero.
+    pub wrapping: u32,
+    /// Zero leaves forwarding, with the TTL, to the host's stack.
+    pub direct: u32,
+}
+
+/// A connection that begins.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Draft {
+    /// The half from the client to the backend.
+    pub forward: Flow,
+    /// The half from the backend to the client.
+    pub reply: Flow,
+    /// The key of the latter.
+    pub reply_key: FlowKey,
+}
+
+/// How far a walk through bytes has come. It stands here, and each step is a
+/// function that is not inlined, so that to the verifier a step is like the one
+/// before: else it would follow every combination of steps.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Walk {
+    /// Where the next step begins.
+    pub at: u32,
+    /// Where the walk ends.
+    pub end: u32,
+    /// What was summed up on the way.
+    pub sum: Sum,
+}
+
+/// The packet that an ICMP error is about, as it left here.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Quoted {
+    /// The key of the packets that answer it.
+    pub answers: FlowKey,
+    /// What becomes of those.
+    pub packet: Flow,
+    /// Where its IP header begins.
+    pub ip: u32,
+    /// Where its transport header begins.
+    pub transport: u32,
+}
