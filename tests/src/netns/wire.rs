@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
 use rustix::net::netdevice::name_to_index;
-use rustix::net::{AddressFamily, SendFlags, SocketType, sendto, socket};
+use rustix::net::{AddressFamily, SendFlags, SocketType, bind, sendto, socket};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Host, wait_until};
@@ -35,18 +35,25 @@ impl Wire {
             .context("cannot open a packet socket; this needs root")?;
         let index = name_to_index(&socket, interface)
             .with_context(|| format!("there is no interface {interface}"))?;
-        Ok(Self {
-            socket,
-            end: LinkEnd {
-                family: AddressFamily::PACKET.as_raw(),
-                protocol: 0,
-                index,
-                hardware: 0,
-                kind: 0,
-                address_length: 0,
-                address: [0; 8],
-            },
-        })
+        let end = LinkEnd {
+            family: AddressFamily::PACKET.as_raw(),
+            protocol: 0,
+            index,
+            hardware: 0,
+            kind: 0,
+            address_length: 0,
+            address: [0; 8],
+        };
+        Ok(Self { socket, end })
+    }
+
+    /// The same, and it receives every frame, which nobody reads.
+    fn listening(interface: &str) -> Result<Self> {
+        const EVERYTHING: u16 = 3_u16.to_be();
+        let mut wire = Self::open(interface)?;
+        wire.end.protocol = EVERYTHING;
+        bind(&wire.socket, &wire.end)?;
+        Ok(wire)
     }
 
     /// Sends a frame, link header first.
@@ -84,17 +91,22 @@ unsafe impl SocketAddrArg for LinkEnd {
 }
 
 /// tcpdump on an interface. It sees what the XDP program lets through, before
-/// the host's stack does, with VLAN tags where they were.
+/// the host's stack does, with VLAN tags where they were, and in order: of the
+/// listeners to an interface the kernel keeps the oldest waiting for frames of
+/// which nobody else wants to hear, until it is through with a batch
+/// (`__netif_receive_skb_list_core`). So an older one listens as well.
 #[derive(Debug)]
 pub struct Capture {
     child: Child,
     file: PathBuf,
     log: PathBuf,
+    _older: Wire,
 }
 
 impl Capture {
     /// Begins to write down what comes in by `interface` and passes `filter`.
     pub fn start(host: &Host, interface: &str, filter: &str, file: &Path) -> Result<Self> {
+        let older = host.enter(|| Wire::listening(interface))?;
         let log = file.with_extension("log");
         let mut command = host.command("tcpdump");
         command
@@ -112,6 +124,7 @@ impl Capture {
             child,
             file: file.to_owned(),
             log,
+            _older: older,
         };
         wait_until("tcpdump listens", BOUND, || {
             let ended = capture.child.try_wait()?;
