@@ -14,19 +14,19 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use aya::maps::{
     Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap,
     xdp::DevMapHash,
 };
 use aya::programs::links::FdLink;
 use aya::programs::{ProgramError, Xdp};
-use aya::{Ebpf, EbpfLoader};
+use aya::{Ebpf, EbpfLoader, Pod};
 use aya_log::EbpfLogger;
 use bytemuck::{bytes_of, pod_read_unaligned};
 use lb_common::abi::{
-    ABI_VERSION, Backend, DropKey, Endpoint, Flow, FlowKey, Party, Settings, Traffic, backend,
-    sequence,
+    ABI_VERSION, Backend, DropKey, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Party, Settings,
+    Tagged, Traffic, backend, sequence,
 };
 
 use crate::reconcile::{Change, Tables};
@@ -45,7 +45,7 @@ use pins::{adopt, refuse_other_versions};
 pub static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf.o"));
 
 /// The maps that are pinned: name, size of a key, size of a value.
-const PINNED: [(&str, usize, usize); 10] = [
+const PINNED: [(&str, usize, usize); 14] = [
     ("ENDPOINTS", size_of::<Endpoint>(), size_of::<Party>()),
     ("BACKENDS", 4, size_of::<Backend>()),
     ("SEQUENCES", 4, 4),
@@ -56,6 +56,10 @@ const PINNED: [(&str, usize, usize); 10] = [
     ("SERVICE_TRAFFIC", 4, size_of::<Traffic>()),
     ("BACKEND_TRAFFIC", 4, size_of::<Traffic>()),
     ("DROPS", size_of::<DropKey>(), 8),
+    ("FRAGMENTS", size_of::<FragmentKey>(), size_of::<Fragment>()),
+    ("FRAGMENT_IDS", 4, 4),
+    ("INTERFACES", size_of::<Tagged>(), 4),
+    ("EXITS", 4, size_of::<Tagged>()),
 ];
 
 /// `BPF_F_INNER_MAP`: arrays of any length may stand in the map of maps.
@@ -66,6 +70,13 @@ const DROP_KEYS: u32 = 16_384;
 
 /// The most interfaces the program can be attached to.
 const MAX_DEVICES: u32 = 64;
+
+/// The most interfaces that have frames with tags, or frames of members.
+const MAX_TAGGED: u32 = 4_096;
+
+/// How many counters number the datagrams that leave in fragments; the program
+/// has as many.
+const FRAGMENT_COUNTERS: u32 = 1_024;
 
 /// The sizes of the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,20 +101,21 @@ impl Sizes {
             "UNFINISHED" => 2 * self.unfinished() + lru_reserve(),
             "DEVICES" => MAX_DEVICES,
             "VERDICTS" => lb_common::verdict::VERDICT_SLOTS,
+            "FRAGMENTS" => self.fragments() + lru_reserve(),
+            "FRAGMENT_IDS" => FRAGMENT_COUNTERS,
+            "INTERFACES" | "EXITS" => MAX_TAGGED,
             _ => DROP_KEYS,
         }
     }
 
     /// How many unfinished connections there is room for.
-    const fn unfinished(self) -> u32 {
-        let eighth = self.flows / 8;
-        if eighth < 8_192 {
-            8_192
-        } else if eighth > 131_072 {
-            131_072
-        } else {
-            eighth
-        }
+    fn unfinished(self) -> u32 {
+        (self.flows / 8).clamp(8_192, 131_072)
+    }
+
+    /// How many datagrams in fragments there is room for at a time.
+    fn fragments(self) -> u32 {
+        (self.flows / 8).clamp(1_024, 65_536)
     }
 }
 
@@ -126,6 +138,8 @@ pub struct Dataplane {
     backends: Array<MapData, [u8; 24]>,
     sequences: ArrayOfMaps<MapData, Array<MapData, u64>>,
     devices: DevMapHash<MapData>,
+    interfaces: HashMap<MapData, [u8; 16], u32>,
+    exits: HashMap<MapData, u32, [u8; 16]>,
     verdicts: PerCpuArray<MapData, u64>,
     service_traffic: PerCpuArray<MapData, [u64; 5]>,
     backend_traffic: PerCpuArray<MapData, [u64; 5]>,
@@ -192,6 +206,8 @@ impl Dataplane {
             backends: typed(&mut ebpf, "BACKENDS", Array::try_from)?,
             sequences: typed(&mut ebpf, "SEQUENCES", ArrayOfMaps::try_from)?,
             devices: typed(&mut ebpf, "DEVICES", DevMapHash::try_from)?,
+            interfaces: typed(&mut ebpf, "INTERFACES", HashMap::try_from)?,
+            exits: typed(&mut ebpf, "EXITS", HashMap::try_from)?,
             verdicts: typed(&mut ebpf, "VERDICTS", PerCpuArray::try_from)?,
             service_traffic: typed(&mut ebpf, "SERVICE_TRAFFIC", PerCpuArray::try_from)?,
             backend_traffic: typed(&mut ebpf, "BACKEND_TRAFFIC", PerCpuArray::try_from)?,
@@ -329,6 +345,51 @@ impl Dataplane {
         }
     }
 
+    /// Tells the program which frames are whose: `interfaces` says to which
+    /// interface of the host the frames of a device with these tags belong,
+    /// `exits` by which device, with which tags, an interface sends. Writes only
+    /// what differs from what the kernel has; doing it twice is harmless.
+    pub fn set_interfaces(
+        &mut self,
+        interfaces: &BTreeMap<Tagged, u32>,
+        exits: &BTreeMap<u32, Tagged>,
+    ) -> anyhow::Result<()> {
+        let wanted = interfaces.len().max(exits.len());
+        if wanted > MAX_TAGGED as usize {
+            bail!(
+                "{wanted} VLANs and members of interfaces are more than the {MAX_TAGGED} that the program can tell apart; remove those that are not used"
+            );
+        }
+        let interfaces = interfaces
+            .iter()
+            .map(|(&frames, &index)| (bytemuck::cast(frames), index))
+            .collect();
+        exchange(&mut self.interfaces, &interfaces)
+            .context("cannot write the table of interfaces")?;
+        let exits = exits
+            .iter()
+            .map(|(&index, &frames)| (index, bytemuck::cast(frames)))
+            .collect();
+        exchange(&mut self.exits, &exits).context("cannot write the table of exits")
+    }
+
+    /// What [`Self::set_interfaces`] has made of the tables.
+    pub fn interfaces(&self) -> anyhow::Result<(BTreeMap<Tagged, u32>, BTreeMap<u32, Tagged>)> {
+        let interfaces =
+            entries(&self.interfaces).context("cannot read the table of interfaces")?;
+        let exits = entries(&self.exits).context("cannot read the table of exits")?;
+        Ok((
+            interfaces
+                .into_iter()
+                .map(|(frames, index)| (pod_read_unaligned(&frames), index))
+                .collect(),
+            exits
+                .into_iter()
+                .map(|(index, frames)| (index, pod_read_unaligned(&frames)))
+                .collect(),
+        ))
+    }
+
     /// Fills a new map and then puts it in the old one's place: the data path
     /// sees the one or the other. The kernel's update returns only when no
     /// program uses the old one any more.
@@ -371,6 +432,34 @@ where
     make(map).with_context(|| format!("the map {name} is of another form"))
 }
 
+/// All that stands in a table.
+fn entries<K: Pod + Ord, V: Pod>(
+    table: &HashMap<MapData, K, V>,
+) -> Result<BTreeMap<K, V>, MapError> {
+    table.iter().collect()
+}
+
+/// Makes a table hold these entries and no others. What goes makes room for
+/// what comes.
+fn exchange<K: Pod + Ord, V: Pod + PartialEq>(
+    table: &mut HashMap<MapData, K, V>,
+    wanted: &BTreeMap<K, V>,
+) -> Result<(), MapError> {
+    let present = entries(table)?;
+    for key in present.keys().filter(|key| !wanted.contains_key(key)) {
+        match table.remove(key) {
+            Ok(()) | Err(MapError::KeyNotFound) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    for (key, value) in wanted {
+        if present.get(key) != Some(value) {
+            table.insert(key, value, 0)?;
+        }
+    }
+    Ok(())
+}
+
 /// One sentence for the person who starts the daemon; the verifier's whole
 /// reasoning goes to the log.
 pub(crate) fn refused(error: ProgramError) -> anyhow::Error {
@@ -405,4 +494,28 @@ fn zero(traffic: &mut PerCpuArray<MapData, [u64; 5]>, number: u32) -> anyhow::Re
     traffic
         .set(number, zeros, 0)
         .context("cannot reset counters")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rooms_that_follow_from_the_flows_have_bounds() {
+        for (flows, unfinished, fragments) in [
+            (1, 8_192, 1_024),
+            (80_000, 10_000, 10_000),
+            (100_000_000, 131_072, 65_536),
+        ] {
+            let sizes = Sizes {
+                services: 1,
+                backends: 1,
+                flows,
+            };
+            assert_eq!(
+                (sizes.unfinished(), sizes.fragments()),
+                (unfinished, fragments)
+            );
+        }
+    }
 }
