@@ -8,7 +8,6 @@
 //! addresses and reads all of them again whenever there are any, and now and
 //! then even if there are none, for the kernel may lose some.
 
-mod prefix;
 mod program;
 
 use std::collections::BTreeSet;
@@ -24,11 +23,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::address::Addresses;
-use crate::config::XdpMode;
+use crate::config::{Prefix, XdpMode};
 use crate::dataplane::{self, Mode};
 use crate::host;
 
-pub use prefix::{NotAPrefix, Prefix};
 pub use program::{PROGRAM, Program};
 
 /// How often the addresses are read where nothing is heard of them.

@@ -1,18 +1,15 @@
 //! `lb decap`: unwraps tunnel packets on a backend.
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use lb_common::Action;
 use lb_common::decap::Outcome;
 use serde::Serialize;
 
 use super::output::{Cell, Column, NOTABLE, PLAIN, Screen, Table};
-use super::{ColorWhen, Json, units};
-use crate::config::XdpMode;
-use crate::decap::{self, Prefix};
-
-/// Where a balancer's tunnels come from unless it was told otherwise.
-const DEFAULT_SOURCES: [&str; 2] = ["198.18.0.0/16", "100::/64"];
+use super::{ColorWhen, Json, refused, units};
+use crate::config::{Prefix, TunnelSources, XdpMode, value};
+use crate::decap;
 
 /// Unwrap tunnel packets on a backend, instead of a tunnel device
 ///
@@ -95,12 +92,15 @@ impl Decap {
     }
 
     fn sources(&self) -> anyhow::Result<Vec<Prefix>> {
-        let read = |text: &str| text.parse().map_err(|error| anyhow!("--from: {error}"));
         if self.from.is_empty() {
-            DEFAULT_SOURCES.into_iter().map(read).collect()
-        } else {
-            self.from.iter().map(String::as_str).map(read).collect()
+            let TunnelSources { v4, v6 } = TunnelSources::DEFAULT;
+            return Ok(vec![v4, v6]);
         }
+        let read = |text: &String| value::prefix("--from", text);
+        self.from
+            .iter()
+            .map(|text| read(text).map_err(|fault| refused(&fault)))
+            .collect()
     }
 }
 
@@ -166,17 +166,20 @@ fn text(shown: &Shown, width: Option<usize>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::abi::Settings;
-
     use super::*;
 
     #[test]
-    fn the_default_sources_are_those_of_the_balancer() {
-        let plain = Settings::PLAIN;
-        let v4 = format!("{}/{}", plain.tunnel_v4, 32 - plain.tunnel_v4_bits);
-        assert_eq!(DEFAULT_SOURCES[0], v4);
-        assert!(plain.tunnel_v6.to_string() == "100::" && plain.tunnel_v6_bits <= 64);
-        assert_eq!(DEFAULT_SOURCES[1], "100::/64");
+    fn the_help_names_the_default_sources() {
+        let TunnelSources { v4, v6 } = TunnelSources::DEFAULT;
+        let help = super::super::definition()
+            .find_subcommand_mut("decap")
+            .expect("there is the command")
+            .render_help()
+            .to_string();
+        assert!(
+            help.contains(&format!("[default: {v4} and {v6}]")),
+            "{help}"
+        );
     }
 
     #[test]

@@ -16,8 +16,7 @@ use lb_common::Address;
 use lb_common::decap::{MAX_ADDRESSES, MAX_SOURCES, Outcome};
 use rustix::io::Errno;
 
-use super::Prefix;
-use crate::config::XdpMode;
+use crate::config::{Prefix, XdpMode};
 use crate::dataplane::{self, Mode};
 
 /// The XDP program, built with this crate; needs no toolchain where it runs.
