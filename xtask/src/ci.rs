@@ -31,6 +31,7 @@ pub(crate) fn lint() -> Result<()> {
         "lints of the XDP programs themselves, for their own target",
     );
     lint_program("lb-ebpf", "kernel")?;
+    lint_program("lb-decap", "decap")?;
     lint_program("lb-bench", "bench")
 }
 

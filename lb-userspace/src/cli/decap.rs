@@ -87,7 +87,7 @@ impl Decap {
             .context("cannot start the runtime for input and output")?
             .block_on(decap::run(&options))?;
         let shown = Shown::new(&options.interface, &report);
-        Screen::new(color).result(self.json, &shown, |shown, width| text(shown, width))?;
+        Screen::new(color).result(self.json, &shown, text)?;
         Ok(())
     }
 
