@@ -117,6 +117,16 @@ impl Address {
         bytemuck::cast(self.0)
     }
 
+    /// Writes all sixteen bytes, word by word: a packet is not aligned, and the
+    /// compiler would copy byte by byte.
+    #[inline(always)]
+    pub fn write(&self, place: &mut [u8; 16]) {
+        let (words, _) = place.as_chunks_mut::<4>();
+        for (place, word) in words.iter_mut().zip(self.0) {
+            *place = word.to_ne_bytes();
+        }
+    }
+
     /// The bytes as words in memory order, for checksums, hashes and helpers
     /// of the kernel.
     #[inline(always)]

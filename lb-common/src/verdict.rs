@@ -52,6 +52,7 @@ macro_rules! verdicts {
             }
 
             /// What the kernel does with such a packet.
+            #[inline(always)]
             pub const fn action(self) -> Action {
                 match self { $(Self::$variant => Action::$action,)+ }
             }

@@ -114,8 +114,8 @@ fn decrement_ttl(packet: &mut impl Packet, parsed: &Parsed) -> Result<(), Verdic
 fn link(packet: &mut impl Packet, parsed: &Parsed, way: &Way) -> Result<(), Verdict> {
     if way.direct != 0 {
         let ethernet = packet.at::<Ethernet>(0)?;
-        ethernet.dst = way.hop.dst_link.octets();
-        ethernet.src = way.hop.src_link.octets();
+        way.hop.dst_link.write(&mut ethernet.dst);
+        way.hop.src_link.write(&mut ethernet.src);
     }
     if (way.outer_tag, way.inner_tag) == (parsed.outer_tag, parsed.inner_tag) && way.wrapping == 0 {
         return Ok(());

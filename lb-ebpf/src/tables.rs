@@ -70,6 +70,16 @@ impl LinkAddress {
         ])
     }
 
+    /// Writes it into a frame, two bytes at a time: the compiler would write
+    /// them one by one.
+    #[inline(always)]
+    pub fn write(self, place: &mut [u8; 6]) {
+        let (words, _) = place.as_chunks_mut::<2>();
+        for (n, word) in words.iter_mut().enumerate() {
+            *word = ((self.0 >> (16 * n)) as u16).to_ne_bytes();
+        }
+    }
+
     /// As it stands in a frame.
     #[inline(always)]
     pub const fn octets(self) -> [u8; 6] {

@@ -4,6 +4,7 @@
 //! configuration. The names are the names of the pins.
 
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
+use core::mem::MaybeUninit;
 use core::ptr;
 
 use aya_ebpf::bindings::{BPF_F_INNER_MAP, BPF_NOEXIST, bpf_fib_lookup as Fib};
@@ -60,6 +61,11 @@ static TOLD: PerCpuArray<Told, 1> = PerCpuArray::new();
 
 /// How many counters number datagrams; a power of two.
 const FRAGMENT_PLACES: usize = 1024;
+
+/// The parameters of the routing look-up, as words.
+const FIB_WORDS: usize = size_of::<Fib>() / size_of::<u64>();
+type FibWords = [u64; FIB_WORDS];
+const _: () = assert!(size_of::<Fib>() == size_of::<FibWords>() && align_of::<Fib>() <= 8);
 
 /// How many ICMP errors this CPU has sent since when.
 #[repr(C)]
@@ -227,8 +233,15 @@ impl Tables for KernelTables<'_> {
     // Not inlined: the helper's parameters take 64 bytes of stack.
     #[inline(never)]
     fn next_hop(&self, query: &mut RouteQuery, hop: &mut Hop) -> Result<(), Verdict> {
-        // SAFETY: a C struct of integers; zero is a value of each.
-        let mut params: Fib = unsafe { core::mem::zeroed() };
+        let mut room = MaybeUninit::<FibWords>::uninit();
+        for place in 0..FIB_WORDS {
+            // SAFETY: within the array; volatile, because the compiler would
+            // call a function that clears byte by byte.
+            unsafe { room.as_mut_ptr().cast::<u64>().add(place).write_volatile(0) };
+        }
+        // SAFETY: a C struct of integers, of which zero is a value, as large as
+        // the array and aligned less.
+        let params = unsafe { &mut *room.as_mut_ptr().cast::<Fib>() };
         params.l4_protocol = query.protocol as u8;
         params.sport = query.src_port.word();
         params.dport = query.dst_port.word();
@@ -246,10 +259,10 @@ impl Tables for KernelTables<'_> {
             params.__bindgen_anon_3.ipv6_src = query.src.words();
             params.__bindgen_anon_4.ipv6_dst = query.dst.words();
         }
-        let size = size_of_val(&params) as i32;
+        let size = size_of::<Fib>() as i32;
         // SAFETY: the context is the one this program was called with, and the
         // parameters are a live local of the size given.
-        let result = unsafe { bpf_fib_lookup(self.0.ctx.cast(), &raw mut params, size, 0) };
+        let result = unsafe { bpf_fib_lookup(self.0.ctx.cast(), &raw mut *params, size, 0) };
         match result {
             fib::SUCCESS => {
                 hop.egress = params.ifindex;

@@ -74,8 +74,8 @@ fn ipv4(packet: &mut impl Packet, parsed: &Parsed, flow: &Flow) -> Result<(), Ve
 #[inline(always)]
 fn ipv6(packet: &mut impl Packet, parsed: &Parsed, flow: &Flow) -> Result<(), Verdict> {
     let ip = packet.at::<Ipv6Hdr>(parsed.ip)?;
-    ip.src_addr = flow.src.octets();
-    ip.dst_addr = flow.dst.octets();
+    flow.src.write(&mut ip.src_addr);
+    flow.dst.write(&mut ip.dst_addr);
     if parsed.part != Part::Whole {
         *packet.at(parsed.id_at)? = parsed.new_id.to_be_bytes();
     }
