@@ -57,7 +57,7 @@ outcomes! {
     4 OuterFragment "outer_fragment" Pass
         "A fragment of a tunnel packet, which cannot be unwrapped alone: left to the host as it came. Raise the MTU between the balancer and this host by 40 bytes, or lower the service's max_mss."
     5 Truncated "truncated" Pass
-        "The frame ends before its headers do: left to the host as it came, which discards it."
+        "The frame ends before the outer packet does, or its headers: left to the host as it came, which discards it."
     6 BadOuter "bad_outer" Pass
         "The outer IP header contradicts itself (version or length): left to the host as it came, which discards it."
     7 BadInner "bad_inner" Drop

@@ -17,9 +17,8 @@
 //! inner TTL stays as it is (RFC 2003, section 3.1; RFC 2473, section 3.1):
 //! the tunnel's entrance has counted the hop.
 //!
-//! Lengths are compared with what the outer header says, not with the frame:
-//! the multi-buffer flavour of the program sees only the frame's beginning. An
-//! inner packet that a frame does not hold is discarded by the stack.
+//! What is unwrapped is whole: the frame holds the outer packet, and the outer
+//! packet the inner one, each by the length that it says it has.
 
 use lb_common::checksum::Delta;
 use lb_common::decap::Outcome;
@@ -51,6 +50,9 @@ const IPV6: [u8; 2] = [0x86, 0xdd];
 /// IEEE 802.1Q and 802.1ad: the tags that a host's stack understands.
 const CUSTOMER: [u8; 2] = [0x81, 0x00];
 const PROVIDER: [u8; 2] = [0x88, 0xa8];
+
+const IPV4_HEADER: u32 = Ipv4Hdr::LEN as u32;
+const IPV6_HEADER: u32 = Ipv6Hdr::LEN as u32;
 
 /// Protocol numbers of IP within IP (RFC 2003, RFC 2473).
 const IPV4_INSIDE: u8 = 4;
@@ -96,6 +98,10 @@ fn unwrap(packet: &mut impl Packet, trust: &impl Trust) -> Result<(), Outcome> {
     if outer.fragment != 0 {
         return Err(Outcome::OuterFragment);
     }
+    let end = link.length + outer.header + outer.payload;
+    if packet.length() < u64::from(end) {
+        return Err(Outcome::Truncated);
+    }
     let marked = inspect(packet, &link, &outer)?;
     if packet.shift_head(-(outer.header as i32)).is_err() {
         return Err(Outcome::NotMoved);
@@ -107,28 +113,14 @@ fn unwrap(packet: &mut impl Packet, trust: &impl Trust) -> Result<(), Outcome> {
     }
 }
 
-/// A VLAN tag as it stands in a frame.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Tag([u8; 4]);
+/// A VLAN tag, and what a frame says that it carries, as they stand there.
+type Tag = [u8; 4];
+type EtherType = [u8; 2];
 
-/// What a frame says that it carries.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct EtherType([u8; 2]);
-
-const _: () = {
-    assert!(align_of::<Tag>() == 1 && size_of::<Tag>() == 4);
-    assert!(align_of::<EtherType>() == 1 && size_of::<EtherType>() == 2);
-};
-
-// SAFETY: a byte array only; alignment and size are asserted above.
-unsafe impl Wire for Tag {}
-// SAFETY: a byte array only; alignment and size are asserted above.
-unsafe impl Wire for EtherType {}
-
-/// Where the first tag begins: in place of the EtherType.
-const TAGS: usize = size_of::<Ethernet>();
+/// Where the first tag begins, or the EtherType if there is none.
+const TAGS: u32 = size_of::<Ethernet>() as u32;
+const TAG: u32 = size_of::<Tag>() as u32;
+const ETHER_TYPE: u32 = size_of::<EtherType>() as u32;
 
 /// The link header, while the outer IP header behind it is taken away. Whole
 /// words, as everywhere: see [`crate::parse::Parsed`].
@@ -139,7 +131,7 @@ struct Link {
     /// with a zero.
     tags: (u32, u32),
     /// Where the outer IP header begins.
-    length: usize,
+    length: u32,
     /// The IP version of the outer header.
     carries: Family,
 }
@@ -148,18 +140,17 @@ impl Link {
     #[inline(always)]
     fn read(packet: &mut impl Packet) -> Result<Self, Outcome> {
         let Ethernet { dst, src } = *header::<Ethernet>(packet, 0)?;
-        let ether_type = header::<EtherType>(packet, TAGS)?.0;
         let (dst, src) = (LinkAddress::new(dst), LinkAddress::new(src));
-        let (mut tags, mut length, mut carried) =
-            ((0, 0), TAGS + size_of::<EtherType>(), ether_type);
+        let (mut tags, mut end) = ((0, 0), TAGS);
+        let mut carried = *header::<EtherType>(packet, end)?;
         if is_tag(carried) {
-            tags.0 = u32::from_ne_bytes(header::<Tag>(packet, TAGS)?.0);
-            length += size_of::<Tag>();
-            carried = header::<EtherType>(packet, TAGS + size_of::<Tag>())?.0;
+            tags.0 = u32::from_ne_bytes(*header::<Tag>(packet, end)?);
+            end += TAG;
+            carried = *header::<EtherType>(packet, end)?;
             if is_tag(carried) {
-                tags.1 = u32::from_ne_bytes(header::<Tag>(packet, TAGS + size_of::<Tag>())?.0);
-                length += size_of::<Tag>();
-                carried = header::<EtherType>(packet, TAGS + 2 * size_of::<Tag>())?.0;
+                tags.1 = u32::from_ne_bytes(*header::<Tag>(packet, end)?);
+                end += TAG;
+                carried = *header::<EtherType>(packet, end)?;
             }
         }
         let carries = match carried {
@@ -171,7 +162,7 @@ impl Link {
             dst,
             src,
             tags,
-            length,
+            length: end + ETHER_TYPE,
             carries,
         })
     }
@@ -183,13 +174,12 @@ impl Link {
         ethernet.src = self.src.octets();
         let (outer, inner) = self.tags;
         if outer != 0 {
-            header::<Tag>(packet, TAGS)?.0 = outer.to_ne_bytes();
+            *header::<Tag>(packet, TAGS)? = outer.to_ne_bytes();
         }
         if inner != 0 {
-            header::<Tag>(packet, TAGS + size_of::<Tag>())?.0 = inner.to_ne_bytes();
+            *header::<Tag>(packet, TAGS + TAG)? = inner.to_ne_bytes();
         }
-        let last = self.length - size_of::<EtherType>();
-        header::<EtherType>(packet, last)?.0 = match carries {
+        *header::<EtherType>(packet, self.length - ETHER_TYPE)? = match carries {
             Family::V4 => IPV4,
             Family::V6 => IPV6,
         };
@@ -204,9 +194,9 @@ struct Outer {
     /// The IP version of the inner packet.
     inside: Family,
     /// Its length with options.
-    header: usize,
+    header: u32,
     /// How many bytes it says are behind it.
-    payload: usize,
+    payload: u32,
     /// Not zero if it is a fragment.
     fragment: u32,
     traffic_class: u32,
@@ -224,8 +214,8 @@ impl Outer {
     #[inline(always)]
     fn v4(ip: &Ipv4Hdr) -> Result<Self, Outcome> {
         let inside = inside(ip.proto)?;
-        let (header, length) = (usize::from(ip.ihl()), length_v4(ip));
-        if ip.version() != 4 || header < Ipv4Hdr::LEN || length < header {
+        let (header, length) = (u32::from(ip.ihl()), length_v4(ip));
+        if ip.version() != 4 || header < IPV4_HEADER || length < header {
             return Err(Outcome::BadOuter);
         }
         let fragment = u16::from_ne_bytes(ip.frags) & u16::from_ne_bytes(FRAGMENT);
@@ -255,8 +245,8 @@ impl Outer {
             src,
             dst,
             inside,
-            header: Ipv6Hdr::LEN,
-            payload: length_v6(ip) - Ipv6Hdr::LEN,
+            header: IPV6_HEADER,
+            payload: length_v6(ip) - IPV6_HEADER,
             fragment: 0,
             traffic_class: traffic_class_v6(ip),
         })
@@ -269,12 +259,12 @@ fn inspect(packet: &mut impl Packet, link: &Link, outer: &Outer) -> Result<u32, 
     let at = link.length + outer.header;
     let (src, traffic_class) = match outer.inside {
         Family::V4 => {
-            if outer.payload < Ipv4Hdr::LEN {
+            if outer.payload < IPV4_HEADER {
                 return Err(Outcome::InnerTooLong);
             }
             let ip = header::<Ipv4Hdr>(packet, at)?;
-            let (least, length) = (usize::from(ip.ihl()), length_v4(ip));
-            if ip.version() != 4 || least < Ipv4Hdr::LEN || length < least {
+            let (least, length) = (u32::from(ip.ihl()), length_v4(ip));
+            if ip.version() != 4 || least < IPV4_HEADER || length < least {
                 return Err(Outcome::BadInner);
             }
             if length > outer.payload {
@@ -283,7 +273,7 @@ fn inspect(packet: &mut impl Packet, link: &Link, outer: &Outer) -> Result<u32, 
             (Address::v4(ip.src_addr), u32::from(ip.tos))
         }
         Family::V6 => {
-            if outer.payload < Ipv6Hdr::LEN {
+            if outer.payload < IPV6_HEADER {
                 return Err(Outcome::InnerTooLong);
             }
             let ip = header::<Ipv6Hdr>(packet, at)?;
@@ -319,7 +309,7 @@ const fn combined(outer: u32, inner: u32) -> Result<u32, Outcome> {
 }
 
 #[inline(always)]
-fn mark_v4(packet: &mut impl Packet, at: usize, marked: u32) -> Result<(), Outcome> {
+fn mark_v4(packet: &mut impl Packet, at: u32, marked: u32) -> Result<(), Outcome> {
     let ip = header::<Ipv4Hdr>(packet, at)?;
     let tos = ip.tos & !(ecn::BITS as u8) | marked as u8;
     // The word in which it stands, for the checksum.
@@ -330,7 +320,7 @@ fn mark_v4(packet: &mut impl Packet, at: usize, marked: u32) -> Result<(), Outco
 }
 
 #[inline(always)]
-fn mark_v6(packet: &mut impl Packet, at: usize, marked: u32) -> Result<(), Outcome> {
+fn mark_v6(packet: &mut impl Packet, at: u32, marked: u32) -> Result<(), Outcome> {
     let ip = header::<Ipv6Hdr>(packet, at)?;
     // Version, traffic class and flow label: 4, 8 and 20 bits.
     ip.vcf[1] = ip.vcf[1] & !((ecn::BITS as u8) << 4) | (marked as u8) << 4;
@@ -338,8 +328,8 @@ fn mark_v6(packet: &mut impl Packet, at: usize, marked: u32) -> Result<(), Outco
 }
 
 #[inline(always)]
-fn header<H: Wire>(packet: &mut impl Packet, offset: usize) -> Result<&mut H, Outcome> {
-    packet.at(offset as u32).map_err(|_| Outcome::Truncated)
+fn header<H: Wire>(packet: &mut impl Packet, offset: u32) -> Result<&mut H, Outcome> {
+    packet.at(offset).map_err(|_| Outcome::Truncated)
 }
 
 #[inline(always)]
@@ -357,13 +347,13 @@ const fn inside(protocol: u8) -> Result<Family, Outcome> {
 }
 
 #[inline(always)]
-fn length_v4(ip: &Ipv4Hdr) -> usize {
-    usize::from(u16::from_be_bytes(ip.tot_len))
+fn length_v4(ip: &Ipv4Hdr) -> u32 {
+    u32::from(u16::from_be_bytes(ip.tot_len))
 }
 
 #[inline(always)]
-fn length_v6(ip: &Ipv6Hdr) -> usize {
-    Ipv6Hdr::LEN + usize::from(u16::from_be_bytes(ip.payload_len))
+fn length_v6(ip: &Ipv6Hdr) -> u32 {
+    IPV6_HEADER + u32::from(u16::from_be_bytes(ip.payload_len))
 }
 
 #[inline(always)]

@@ -16,6 +16,7 @@ use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 use lb_common::decap::{MAX_ADDRESSES, MAX_SOURCES, OUTCOME_SLOTS, Outcome};
 use lb_common::{Action, Address};
+use lb_ebpf::Packet;
 use lb_ebpf::decap::{Trust, decap};
 
 use crate::packet::XdpPacket;
@@ -30,18 +31,18 @@ static OUTCOMES: PerCpuArray<u64, { OUTCOME_SLOTS as usize }> = PerCpuArray::new
 /// Entry for every frame that the interface receives.
 #[xdp]
 pub fn lb_decap(ctx: XdpContext) -> u32 {
-    run(&ctx)
+    run(&mut XdpPacket::<false>(&ctx))
 }
 
 /// The same for interfaces whose frames are larger than a page.
 #[xdp(frags)]
 pub fn lb_decap_frags(ctx: XdpContext) -> u32 {
-    run(&ctx)
+    run(&mut XdpPacket::<true>(&ctx))
 }
 
 #[inline(always)]
-fn run(ctx: &XdpContext) -> u32 {
-    match decap(&mut XdpPacket::<false>(ctx), &Maps).action() {
+fn run(packet: &mut impl Packet) -> u32 {
+    match decap(packet, &Maps).action() {
         Action::Drop => xdp_action::XDP_DROP,
         // Nothing is sent from here.
         Action::Pass | Action::Transmit | Action::Redirect => xdp_action::XDP_PASS,

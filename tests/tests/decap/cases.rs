@@ -249,6 +249,11 @@ fn headers() -> Vec<Case> {
             &tunnelled(&four(), V4).cut_to(33),
         ),
         untouched(
+            "a frame that ends before the outer packet does passes",
+            Truncated,
+            &tunnelled(&four(), V4).cut_to(78),
+        ),
+        untouched(
             "a frame that ends in the inner header passes",
             Truncated,
             &tunnelled(&six(), V6).cut_to(93),
