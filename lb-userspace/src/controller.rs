@@ -555,10 +555,11 @@ fn way(service: &config::Service, sources: &TunnelSources, backend: SocketAddr) 
 /// Makes the host's settings that forwarding needs, and tells of each; gives
 /// what it changed.
 pub fn prepare_host(config: &Config) -> anyhow::Result<Vec<Changed>> {
-    let ipv6 = config
-        .services
-        .iter()
-        .any(|service| service.listen.is_ipv6());
+    // In tunnel mode a service of the other family may have backends of this.
+    let ipv6 = config.services.iter().any(|service| {
+        let mut backends = service.backends.iter();
+        service.listen.is_ipv6() || backends.any(|backend| backend.address.is_ipv6())
+    });
     let changed = forwarding::prepare(Path::new(SYSCTLS), &config.node.interfaces, ipv6)?;
     for setting in &changed {
         info!("{setting}");
