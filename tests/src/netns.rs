@@ -235,14 +235,15 @@ impl Net {
     /// The backends have the service's address themselves, and tell nobody, as
     /// `dsr` and `tunnel` need it.
     pub fn give_address_to_backends(&self, service: &Service) -> Result<()> {
-        let address = match service.listen.ip() {
-            IpAddr::V4(address) => format!("{address}/32"),
-            IpAddr::V6(address) => format!("{address}/128"),
+        let (address, flags): (_, &[&str]) = match service.listen.ip() {
+            IpAddr::V4(address) => (format!("{address}/32"), &[]),
+            IpAddr::V6(address) => (format!("{address}/128"), &["nodad"]),
         };
         for backend in &self.backends {
             backend.sysctl("ipv4/conf/all/arp_ignore", "1")?;
             backend.sysctl("ipv4/conf/all/arp_announce", "2")?;
-            backend.run("ip", &["addr", "add", &address, "dev", "lo"])?;
+            let add = ["addr", "add", &address, "dev", "lo"];
+            backend.run("ip", &[&add, flags].concat())?;
         }
         Ok(())
     }

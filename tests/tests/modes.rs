@@ -103,6 +103,20 @@ impl Way {
 fn every_packet_arrives(way: &Way) -> Result<()> {
     let _turn = whole_machine();
     let stage = Stage::new(way)?;
+    all_of(way, &stage).with_context(|| {
+        let told = |command: &[&str]| match stage.balancer.lb(command) {
+            Ok(text) => text,
+            Err(error) => format!("{error:#}"),
+        };
+        format!(
+            "the balancer says:\n{}\n{}",
+            told(&["drops"]),
+            told(&["service", "show", "tcp"])
+        )
+    })
+}
+
+fn all_of(way: &Way, stage: &Stage) -> Result<()> {
     // First, while nobody knows the way's MTU.
     if way.mtu() < MTU {
         stage.the_balancer_tells_what_fits_into_a_tunnel(way)?;
@@ -224,19 +238,13 @@ impl Stage {
     }
 
     /// Either end sends more than fits through the link between the routers.
-    /// The far router tells the client, the near one the service's address, of
-    /// which the balancer must make the backend's own.
+    /// The near router tells the service's address, of which the balancer must
+    /// make the backend's own; the far one tells the client.
     fn a_narrow_link_is_found_by_tcp(&self) -> Result<()> {
         let Routers { near, far } = &self.routers;
-        self.routers.narrow_to(NARROW)?;
         let family = self.family();
-        let before = far.refused_as_too_big(family)?;
-        let up = self.net.client.enter(|| self.upload_a_megabyte())?;
-        ensure!(
-            far.refused_as_too_big(family)? > before,
-            "the far router refused nothing, so that nothing was shown"
-        );
-
+        self.routers.narrow_to(NARROW)?;
+        // First, while the client announces larger segments than fit.
         let before = near.refused_as_too_big(family)?;
         let mut connection = self.net.client.enter(|| Connection::open(self.service))?;
         let backend = self.host(&connection.ask()?.backend)?;
@@ -255,6 +263,13 @@ impl Stage {
         );
         let told = ear.hear("the MTU of the narrow link", PATIENCE, Heard::too_big)?;
         assert_eq!(told, u32::from(NARROW));
+
+        let before = far.refused_as_too_big(family)?;
+        let up = self.net.client.enter(|| self.upload_a_megabyte())?;
+        ensure!(
+            far.refused_as_too_big(family)? > before,
+            "the far router refused nothing, so that nothing was shown"
+        );
         println!("a megabyte through {NARROW} bytes: to the service {up:.2?}, back {down:.2?}");
         Ok(())
     }
