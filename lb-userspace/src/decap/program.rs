@@ -32,6 +32,8 @@ pub struct Program {
     ebpf: Ebpf,
     addresses: HashMap<MapData, [u8; 16], u32>,
     outcomes: PerCpuArray<MapData, u64>,
+    #[expect(dead_code, reason = "open for the flavour that is loaded later")]
+    sources: LpmTrie<MapData, [u8; 16], u32>,
     link: Option<FdLink>,
 }
 
@@ -58,6 +60,7 @@ impl Program {
         Ok(Self {
             addresses: taken(&mut ebpf, "ADDRESSES")?,
             outcomes: taken(&mut ebpf, "OUTCOMES")?,
+            sources: trie,
             link: None,
             ebpf,
         })
@@ -94,12 +97,13 @@ impl Program {
         if taken_by_another(&error) {
             return Err(error);
         }
-        let loaded = named(&mut self.ebpf, FRAGS).map(Xdp::load);
-        if !matches!(loaded, Ok(Ok(()))) {
-            return Err(error);
-        }
-        self.try_attach(FRAGS, index, AyaMode::Driver)
-            .map_err(|_| error)
+        let second = named(&mut self.ebpf, FRAGS)
+            .and_then(|xdp| xdp.load().map_err(dataplane::refused))
+            .and_then(|()| Ok(self.try_attach(FRAGS, index, AyaMode::Driver)?));
+        second.map_err(|second| {
+            log::debug!("the flavour for frames larger than a page: {second:#}");
+            error
+        })
     }
 
     fn try_attach(&mut self, flavour: &str, index: u32, mode: AyaMode) -> io::Result<()> {

@@ -38,14 +38,15 @@ const PORT: u16 = 5300;
 
 #[test]
 fn a_tunnel_of_either_family_in_either_reaches_an_ordinary_server() -> Result<()> {
-    for mode in ["native", "generic"] {
+    for (mode, mtu) in [("native", 1_500), ("generic", 1_500), ("native", 9_000)] {
         let world = World::new()?;
+        world.set_mtu(mtu)?;
         let decap = Decap::start(&world.backend, &["--mode", mode])?;
         for inner in Family::ALL {
             for source in SOURCES {
                 let doing = || format!("{mode}, {inner:?} from {source}");
                 let outer = world.outer(source);
-                for size in [1, 1_300] {
+                for size in [1, mtu - 200] {
                     world.ask(inner, source, outer, size).with_context(doing)?;
                 }
             }
@@ -193,7 +194,7 @@ struct World {
     backend: Host,
     /// Its servers end before the network does.
     _servers: Vec<Server>,
-    _net: Net,
+    net: Net,
 }
 
 impl World {
@@ -214,7 +215,7 @@ impl World {
             client,
             backend,
             _servers: servers,
-            _net: net,
+            net,
         })
     }
 
@@ -264,6 +265,18 @@ impl World {
                 Err(error) => Err(error).context("no answer can be received"),
             }
         })
+    }
+
+    /// Frames of more than a page want the other flavour of the program.
+    fn set_mtu(&self, mtu: usize) -> Result<()> {
+        let mtu = mtu.to_string();
+        for host in [&self.client, &self.backend] {
+            let socket = format!("{}-eth0", host.name);
+            let switch = &self.net.switch;
+            switch.run("ip", &["link", "set", &socket, "mtu", &mtu])?;
+            host.run("ip", &["link", "set", "eth0", "mtu", &mtu])?;
+        }
+        Ok(())
     }
 
     fn attached(&self) -> Result<bool> {
@@ -325,7 +338,7 @@ impl Server {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = thread::spawn(move || {
-            let mut question = [0; 2_048];
+            let mut question = [0; 16_384];
             while !stopped.load(Ordering::Relaxed) {
                 if let Ok((length, from)) = socket.recv_from(&mut question) {
                     // Who asks again if this is lost is the client.
