@@ -12,10 +12,10 @@
 //! datagram gets a new identification, counted for its pair of addresses as
 //! Linux counts its own (RFC 6864, section 4.3; RFC 7739).
 
-use lb_common::Verdict;
 use lb_common::abi::{Fragment, FragmentKey};
+use lb_common::{Action, Verdict};
 
-use crate::parse::{Family, Parsed};
+use crate::parse::{Family, Parsed, Part};
 use crate::room::Room;
 use crate::steer::scatter;
 use crate::tables::{Tables, is_service_address};
@@ -45,19 +45,12 @@ pub fn follow(tables: &impl Tables, parsed: &mut Parsed) -> Result<(), Verdict> 
     }
 }
 
-/// Leaves the note of a first fragment, once it is known whose it is. There is
-/// none for a datagram that is the host's, but where the absence of one would
-/// speak against its later fragments.
+/// Leaves the note of a first fragment of a flow.
 #[inline(never)]
-pub fn lead(tables: &impl Tables, room: &mut Room, steered: Result<(), Verdict>) {
+pub fn lead(tables: &impl Tables, room: &mut Room) {
     let parsed = &mut room.parsed;
-    let ours = match steered {
-        Ok(()) => true,
-        Err(Verdict::NoService) if is_service_address(tables, parsed.key.dst) => false,
-        Err(_) => return,
-    };
     parsed.new_id = parsed.id;
-    if ours && !room.flow.one_way() {
+    if !room.flow.one_way() {
         // The source is the service's address mostly; it is by the destination
         // that pairs of addresses differ.
         let place = scatter(&room.flow.dst, 0, tables.settings().seed);
@@ -66,12 +59,34 @@ pub fn lead(tables: &impl Tables, room: &mut Room, steered: Result<(), Verdict>)
             parsed.new_id &= 0xffff;
         }
     }
+    keep(tables, parsed, parsed.key.protocol);
+}
+
+/// Leaves the note of a first fragment that is the host's, where the absence of
+/// one would speak against those that follow it. Gives the verdict on.
+#[inline(always)]
+pub fn led(tables: &impl Tables, room: &Room, why: Verdict) -> Verdict {
+    if room.parsed.part == Part::First && why.action() == Action::Pass {
+        leave_to_host(tables, &room.parsed);
+    }
+    why
+}
+
+#[inline(never)]
+fn leave_to_host(tables: &impl Tables, parsed: &Parsed) {
+    if is_service_address(tables, parsed.key.dst) {
+        keep(tables, parsed, 0);
+    }
+}
+
+#[inline(always)]
+fn keep(tables: &impl Tables, parsed: &Parsed, protocol: u32) {
     let note = Fragment {
         src_port: parsed.key.src_port,
         dst_port: parsed.key.dst_port,
         id: parsed.new_id,
         seen: tables.now(),
-        protocol: if ours { parsed.key.protocol } else { 0 },
+        protocol,
     };
     tables.keep_fragment(&key(parsed), &note);
 }

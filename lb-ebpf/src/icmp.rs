@@ -67,7 +67,7 @@ pub fn receive(
         use v6::{ECHO, PARAMETER_PROBLEM, UNREACHABLE};
         [
             kind == ECHO,
-            kind >= UNREACHABLE && kind <= PARAMETER_PROBLEM,
+            (UNREACHABLE..=PARAMETER_PROBLEM).contains(&kind),
         ]
     };
     if is_echo && code == 0 {

@@ -70,18 +70,20 @@ fn pipeline(
     tables: &impl Tables,
     room: &mut Room,
 ) -> Result<Verdict, Verdict> {
-    parse::parse(packet, &mut room.parsed)?;
+    if let Err(why) = parse::parse(packet, &mut room.parsed) {
+        return Err(fragments::led(tables, room, why));
+    }
     if room.parsed.is_icmp() {
-        return icmp::receive(packet, tables, room);
+        return icmp::receive(packet, tables, room)
+            .map_err(|why| fragments::led(tables, room, why));
     }
     if room.parsed.part == Part::Later {
         fragments::follow(tables, &mut room.parsed)?;
     }
-    let steered = steer::steer(packet, tables, room);
+    steer::steer(packet, tables, room).map_err(|why| fragments::led(tables, room, why))?;
     if room.parsed.part == Part::First {
-        fragments::lead(tables, room, steered);
+        fragments::lead(tables, room);
     }
-    steered?;
     let verdict = route::route(packet, tables, room)?;
     rewrite::rewrite(packet, tables, room)?;
     Ok(verdict)

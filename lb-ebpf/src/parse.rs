@@ -147,6 +147,7 @@ impl Parsed {
 #[inline(never)]
 pub fn parse(packet: &mut impl Packet, parsed: &mut Parsed) -> Result<(), Verdict> {
     parsed.part = Part::Whole;
+    parsed.new_id = 0;
     match untag(packet, parsed)? {
         IPV4 => ipv4(packet, parsed)?,
         IPV6 => ipv6(packet, parsed)?,
@@ -248,8 +249,7 @@ fn ipv6(packet: &mut impl Packet, parsed: &mut Parsed) -> Result<(), Verdict> {
     }
 }
 
-/// Looks through the extension headers for what they carry. Of a later fragment
-/// it is not known.
+/// Looks through the extension headers for what they carry.
 #[inline(never)]
 fn extensions(packet: &mut impl Packet, parsed: &mut Parsed, first: u8) -> Result<(), Verdict> {
     let mut next = first;
@@ -274,9 +274,7 @@ fn extensions(packet: &mut impl Packet, parsed: &mut Parsed, first: u8) -> Resul
             extension::FRAGMENT => {
                 fragment(packet, parsed, at)?;
                 if parsed.part == Part::Later {
-                    parsed.key.protocol = 0;
-                    parsed.transport = at + 8;
-                    return Ok(());
+                    return later(packet, parsed, at);
                 }
                 8
             }
@@ -287,6 +285,22 @@ fn extensions(packet: &mut impl Packet, parsed: &mut Parsed, first: u8) -> Resul
         seen += 1;
     }
     Err(Verdict::ExtensionHeaders)
+}
+
+/// A later fragment: it tells what the first one begins with, which need not be
+/// the transport header.
+#[inline(always)]
+fn later(packet: &mut impl Packet, parsed: &mut Parsed, at: u32) -> Result<(), Verdict> {
+    let [next, _] = *packet.at(at)?;
+    parsed.transport = at + 8;
+    match next {
+        TCP | UDP | ICMPV6 => parsed.key.protocol = u32::from(next),
+        extension::HOP_BY_HOP | extension::ROUTING | extension::DESTINATION => {
+            parsed.key.protocol = 0;
+        }
+        _ => return Err(Verdict::NotTransport),
+    }
+    Ok(())
 }
 
 /// The length of an extension header in bytes: it counts units of eight, the
