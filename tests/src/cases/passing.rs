@@ -74,11 +74,11 @@ fn others(cast: &Cast) -> Case {
 fn not_transport(cast: &Cast) -> Case {
     let talk = cast.talk(TCP, forward::FULL_NAT, 51_000, 0);
     let says = format!(
-        "over {} ICMP, VRRP, ESP and extension headers are the host's",
+        "over {} what is neither TCP nor UDP nor ICMP about them is the host's",
         cast.family
     );
-    // Hop-by-hop, ICMP, IPIP, routing, fragment, ESP, ICMPv6, VRRP, none
-    [0, 1, 4, 43, 44, 50, 58, 112, 255].iter().fold(
+    // ICMP, IPIP, IPv6, GRE, ESP, AH, ICMPv6, no next header, VRRP, SCTP, none
+    [1, 4, 41, 47, 50, 51, 58, 59, 112, 132, 255].iter().fold(
         Case::new(says, cast.world(TCP, forward::FULL_NAT)),
         |case, protocol| {
             let frame = talk.asks().syn().claims_next_header(*protocol);
@@ -178,16 +178,20 @@ fn mapped_source() -> Case {
 }
 
 fn later_fragment() -> Case {
-    let talk = V4.talk(UDP, forward::FULL_NAT, 51_000, 0);
+    let later = |from, to| udp(from, to).payload(b"12345678").fragment(1, true);
     Case::new(
-        "a fragment other than the first has no ports, even if its bytes look like those of a flow",
+        "a fragment other than the first has no ports, even if its bytes look like those of a flow: to an address that is no service's it is the host's",
         V4.world(UDP, forward::FULL_NAT),
     )
-    .handshake(&talk)
-    .leaves_alone(&WAN, &talk.asks().fragment(1, true), Verdict::LaterFragment)
+    .handshake(&V4.talk(UDP, forward::FULL_NAT, 51_000, 0))
+    .leaves_alone(
+        &WAN,
+        &later("198.51.100.7:51000", V4.backends[0]),
+        Verdict::LaterFragment,
+    )
     .leaves_alone(
         &LAN,
-        &talk.answers().fragment(0x1fff, false),
+        &later(V4.backends[0], "198.51.100.7:51000"),
         Verdict::LaterFragment,
     )
 }

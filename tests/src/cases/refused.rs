@@ -5,7 +5,7 @@ use lb_common::abi::{TCP, UDP, forward};
 use lb_common::flow::tcp_flag::{ACK, FIN, RST, SYN};
 
 use super::{CASTS, Case, Cast, ISN, V4, V6};
-use crate::frame::{tcp, udp};
+use crate::frame::{Frame, IcmpError, tcp, udp};
 use crate::network::{LAN, WAN};
 use crate::world::World;
 
@@ -22,12 +22,7 @@ pub(super) fn cases() -> Vec<Case> {
             unknown_backend(cast),
         ]);
     }
-    cases.extend([
-        bad_sources_v4(),
-        bad_sources_v6(),
-        fragment(),
-        known_but_damaged(),
-    ]);
+    cases.extend([bad_sources_v4(), bad_sources_v6(), known_but_damaged()]);
     cases
 }
 
@@ -151,18 +146,21 @@ fn short_transport(cast: &Cast) -> Case {
 fn out_of_ttl(cast: &Cast) -> Case {
     let talk = cast.talk(TCP, forward::FULL_NAT, 51_000, 0);
     let says = format!(
-        "over {} what may not be forwarded once more begins nothing and takes no turn",
+        "over {} what may not be forwarded once more begins nothing and takes no turn, and its sender is told",
         cast.family
     );
-    Case::new(says, cast.world(TCP, forward::FULL_NAT))
-        .leaves_alone(&WAN, &talk.asks().syn().ttl(1), Verdict::TtlExpired)
-        .leaves_alone(&WAN, &talk.asks().syn().ttl(0), Verdict::TtlExpired)
-        .then_flows(0, 0)
-        .then_turns(0)
-        .handshake(&talk)
-        .leaves_alone(&WAN, &talk.asks().ack(ISN + 1).ttl(1), Verdict::TtlExpired)
-        .leaves_alone(&LAN, &talk.answers().ack(1).ttl(1), Verdict::TtlExpired)
-        .client_sends(&talk, |frame| frame.ack(ISN + 1).ttl(2))
+    let expires = |case: Case, on, frame: Frame| {
+        let told = frame.told(IcmpError::TimeExceeded);
+        case.sends(on, &frame, Verdict::TtlExpiredTold, &told)
+    };
+    let mut case = Case::new(says, cast.world(TCP, forward::FULL_NAT));
+    for ttl in [1, 0] {
+        case = expires(case, &WAN, talk.asks().syn().ttl(ttl));
+    }
+    case = case.then_flows(0, 0).then_turns(0).handshake(&talk);
+    case = expires(case, &WAN, talk.asks().ack(ISN + 1).ttl(1));
+    case = expires(case, &LAN, talk.answers().ack(1).ttl(1));
+    case.client_sends(&talk, |frame| frame.ack(ISN + 1).ttl(2))
 }
 
 fn no_backend(cast: &Cast) -> Case {
@@ -196,19 +194,6 @@ fn unknown_backend(cast: &Cast) -> Case {
     .then_flows(0, 0)
 }
 
-fn fragment() -> Case {
-    let talk = V4.talk(UDP, forward::FULL_NAT, 51_000, 0);
-    let first = talk.asks().payload(&[7; 64]).fragment(0, true);
-    let last = talk.asks().payload(&[7; 64]).fragment(9, false);
-    Case::new(
-        "the first fragment to a service ends here; of a later one nobody can tell whose it is",
-        V4.world(UDP, forward::FULL_NAT),
-    )
-    .leaves_alone(&WAN, &first, Verdict::FragmentOutOfOrder)
-    .leaves_alone(&WAN, &last, Verdict::LaterFragment)
-    .then_turns(0)
-}
-
 fn known_but_damaged() -> Case {
     let talk = V4.talk(TCP, forward::FULL_NAT, 51_000, 0);
     let data = talk.asks().ack(ISN + 1).payload(b"0123456789abcdef");
@@ -217,11 +202,6 @@ fn known_but_damaged() -> Case {
         V4.world(TCP, forward::FULL_NAT),
     )
     .handshake(&talk)
-    .leaves_alone(
-        &WAN,
-        &data.clone().fragment(0, true),
-        Verdict::FragmentOutOfOrder,
-    )
     .leaves_alone(
         &WAN,
         &data.clone().claims_ip_length(400),

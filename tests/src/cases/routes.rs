@@ -4,7 +4,7 @@ use lb_common::Verdict;
 use lb_common::abi::{TCP, UDP, forward};
 
 use super::{Case, V4, V6};
-use crate::frame::{Frame, tcp, udp};
+use crate::frame::{Frame, IcmpError, tcp, udp};
 use crate::network::{HALTED, LAN, NARROW, WAN};
 use crate::world::World;
 
@@ -47,6 +47,7 @@ pub(super) fn cases() -> Vec<Case> {
         ),
         too_big("10.0.4.11:80", 1280 - 28),
         too_big("[fd00:4::11]:80", 1280 - 48),
+        fragmented(),
         forwarding_disabled(),
         no_way_back(),
     ]);
@@ -105,9 +106,14 @@ fn too_big(backend: &'static str, fits: usize) -> Case {
     let world = World::empty()
         .service(UDP, forward::FULL_NAT, service, &[0])
         .backend(backend);
-    let sent = |length: usize| udp(client, service).payload(&vec![0x5a; length]);
+    let sent = |length: usize| {
+        let payload = vec![0x5a; length];
+        udp(client, service).dont_fragment().payload(&payload)
+    };
     Case::new(
-        format!("the MTU on the way to {backend}: just fitting, and one byte more"),
+        format!(
+            "the MTU on the way to {backend}: what just fits goes on, of one byte more that may not be fragmented the sender is told"
+        ),
         world,
     )
     .sends(
@@ -116,7 +122,30 @@ fn too_big(backend: &'static str, fits: usize) -> Case {
         Verdict::ForwardRedirect,
         &sent(fits).between(source, backend).sent_on(NARROW.to(11)),
     )
-    .leaves_alone(&WAN, &sent(fits + 1), Verdict::TooBig)
+    .sends(
+        &WAN,
+        &sent(fits + 1),
+        Verdict::TooBigTold,
+        &sent(fits + 1).told(IcmpError::TooBig(1280)),
+    )
+}
+
+fn fragmented() -> Case {
+    let (service, client, source) = ends("10.0.4.11:80");
+    let world = World::empty()
+        .service(UDP, forward::FULL_NAT, service, &[0])
+        .backend("10.0.4.11:80");
+    let sent = udp(client, service).payload(&[0x5a; 1280]);
+    Case::new(
+        "what does not fit and may be fragmented is translated and left to the host, which does it",
+        world,
+    )
+    .sends(
+        &WAN,
+        &sent,
+        Verdict::FragmentedByHost,
+        &sent.clone().between(source, "10.0.4.11:80"),
+    )
 }
 
 fn forwarding_disabled() -> Case {

@@ -90,6 +90,31 @@ impl Frame {
         self.icmp.1 = code;
         self
     }
+
+    /// What its sender is told in its place: an error from the end that it was
+    /// for, back over the same links with the same tags. It quotes, in whole
+    /// words, as much as a message may have (RFC 1812, section 4.3.2.3: 576
+    /// bytes; RFC 4443, section 2.4 c: 1280).
+    pub fn told(&self, error: IcmpError) -> Self {
+        let [by, sender] = [self.to, self.from].map(|end| end.ip().to_string());
+        let (most, tos) = if self.from.is_ipv4() {
+            // Internetwork control (RFC 1812, section 4.3.2.5).
+            (576 - 20 - 8, 0xc0)
+        } else {
+            (1280 - 40 - 8, 0)
+        };
+        let quoted = self.packet().len().min(most) / 4 * 4;
+        let [from, to] = self.links;
+        Self {
+            tags: self.tags.clone(),
+            ..icmp_error(&by, &sender, error, self, quoted)
+        }
+        .over([to, from])
+        .tos(tos)
+        .identified(0)
+        .dont_fragment()
+        .flow_label(0)
+    }
 }
 
 #[cfg(test)]
