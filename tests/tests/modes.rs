@@ -6,6 +6,7 @@
 //! interesting, packets that are too big for a link on their way, pings and a
 //! traceroute.
 
+use std::any::Any;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -13,12 +14,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::io::Errno;
-use rustix::net::sockopt::{set_ip_ttl, set_ipv6_unicast_hops};
+use rustix::net::sockopt::{
+    Ipv4PathMtuDiscovery, ip_mtu, set_ip_mtu_discover, set_ip_ttl, set_ipv6_unicast_hops,
+};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, getsockname, socket_with};
 
 use tests::netns::{
     Arms, Connection, Daemon, Decap, Ear, Family, Heard, Host, HttpBackend, Net, Routers, Service,
-    UNCHECKED, UdpEcho, mirrored, ping,
+    UNCHECKED, UdpEcho, Unwrapper, mirrored, ping,
 };
 
 use Arms::{One, Two};
@@ -133,6 +136,91 @@ fn all_of(way: &Way, stage: &Stage) -> Result<()> {
     stage.only_unknown_neighbours_cost_packets()
 }
 
+/// What is too big with the tunnel's header, and may be cut, is cut and not lost,
+/// nor is the client told to send less: the host's stack cuts it, and the
+/// backend's puts it together again.
+#[test]
+fn what_may_be_cut_goes_through_a_tunnel_in_pieces() -> Result<()> {
+    datagrams_that_may_be_cut(V4, 1, MTU)
+}
+
+/// IPv6 packets are cut by their sender or not at all (RFC 8200, section 5),
+/// and tunnel packets have none that could be told: so the client is.
+#[test]
+fn what_ipv6_cannot_cut_is_told_to_the_client() -> Result<()> {
+    datagrams_that_may_be_cut(V6, 2, MTU - 40)
+}
+
+/// Each comes back, after so many attempts at most; in the end the client knows
+/// of this MTU.
+fn datagrams_that_may_be_cut(backends: Family, attempts: usize, learns: u16) -> Result<()> {
+    let _turn = whole_machine();
+    let way = Way {
+        forward: "tunnel",
+        arms: Two,
+        service: V4,
+        backends,
+    };
+    // `lb decap` cannot unwrap a packet of which it sees a piece.
+    let stage = Stage::with(&way, |_, host| Ok(Box::new(Unwrapper::start(host)?)))?;
+    let socket = stage.client_socket()?;
+    set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::DONT)?;
+    let full = usize::from(MTU) - 28;
+    for size in [full - 50, full - 20, full, full + 1, 4000, 8000] {
+        let datagram = seeded(size);
+        let mut came = false;
+        for _ in 0..attempts {
+            came = came || mirrored(&socket, &datagram, PATIENCE / 5)?;
+        }
+        ensure!(
+            came,
+            "no answer to {size} bytes; the balancer says: {}",
+            stage.balancer.lb(&["drops"])?
+        );
+    }
+    assert_eq!(ip_mtu(&socket)?, u32::from(learns), "what the client knows");
+    Ok(())
+}
+
+/// With max_mss neither end of a connection sends segments that do not fit
+/// through the narrow link, so that nobody has to be told.
+#[test]
+fn max_mss_spares_both_ends_the_search() -> Result<()> {
+    let _turn = whole_machine();
+    for (forward, family) in [("full-nat", V4), ("full-nat", V6), ("nat", V4), ("nat", V6)] {
+        let net = Net::routed(Two)?;
+        net.lead_answers(forward)?;
+        let web = Service {
+            check: UNCHECKED,
+            more: "max_mss = 1200",
+            ..Service::new("web", forward, family, [1, 1, 1])
+        };
+        let _servers = net.start_http(&web)?;
+        let _balancer = Daemon::start(&net, &[web.toml(&net)])?;
+        let routers = net
+            .routers
+            .as_ref()
+            .context("the client is beyond routers")?;
+        routers.narrow_to(NARROW)?;
+        let (answer, sent, received) = net.client.enter(|| -> Result<_> {
+            let mut connection = Connection::open(web.listen)?;
+            let (answer, sent) = connection.upload(1_000_000)?;
+            Ok((answer, sent, connection.download(1_000_000)?))
+        })?;
+        assert_eq!(answer.received, Some(sent));
+        assert_eq!(received, sent);
+        for router in [&routers.near, &routers.far] {
+            assert_eq!(
+                router.refused_as_too_big(family)?,
+                0,
+                "{forward} over {family:?}: {} refused packets",
+                router.name
+            );
+        }
+    }
+    Ok(())
+}
+
 /// A network, and a balancer for one service over TCP and one over UDP at the
 /// same address and port.
 struct Stage {
@@ -140,14 +228,22 @@ struct Stage {
     balancer: Daemon,
     _servers: Vec<HttpBackend>,
     _mirrors: Vec<UdpEcho>,
-    _decaps: Vec<Decap>,
+    _decaps: Vec<Unwraps>,
     service: SocketAddr,
     routers: Routers,
     net: Net,
 }
 
+/// What unwraps tunnel packets on a backend until it is dropped.
+type Unwraps = Box<dyn Any + Send + Sync>;
+
 impl Stage {
     fn new(way: &Way) -> Result<Self> {
+        Self::with(way, |net, host| Ok(Box::new(Decap::start(net, host)?)))
+    }
+
+    /// With this on the backends, where there is a tunnel.
+    fn with(way: &Way, unwrap: impl Fn(&Net, &Host) -> Result<Unwraps>) -> Result<Self> {
         let net = Net::routed(way.arms)?;
         net.lead_answers(way.forward)?;
         let tcp = Service {
@@ -165,7 +261,7 @@ impl Stage {
         let mut decaps = Vec::new();
         if way.forward == "tunnel" {
             for host in &net.backends {
-                decaps.push(Decap::start(&net, host)?);
+                decaps.push(unwrap(&net, host)?);
             }
         }
         let mirrors = net.backends.iter().enumerate();

@@ -24,6 +24,8 @@ pub struct Service {
     pub weights: [u16; 3],
     /// How they are checked: the text of `[service.check]`.
     pub check: &'static str,
+    /// More lines of `[[service]]`.
+    pub more: &'static str,
 }
 
 /// Checks that see within half a second that a backend does not answer.
@@ -49,6 +51,7 @@ impl Service {
             port: if one_way(forward) { 80 } else { 8080 },
             weights,
             check: SWIFT,
+            more: "",
         }
     }
 
@@ -87,9 +90,9 @@ impl Service {
     /// Its part of the configuration.
     pub fn toml(&self, net: &Net) -> String {
         let mut text = format!(
-            "[[service]]\nname = {:?}\nlisten = \"{}\"\nprotocol = {:?}\nforward = {:?}\n\
+            "[[service]]\nname = {:?}\nlisten = \"{}\"\nprotocol = {:?}\nforward = {:?}\n{}\n\
              [service.check]\n{}\n",
-            self.name, self.listen, self.protocol, self.forward, self.check
+            self.name, self.listen, self.protocol, self.forward, self.more, self.check
         );
         for (number, weight) in self.weights.iter().enumerate() {
             let name = &net.backends[number].name;
