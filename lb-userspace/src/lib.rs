@@ -12,6 +12,7 @@ pub mod decap;
 pub mod health;
 pub mod host;
 pub mod model;
+pub mod neighbours;
 pub mod reconcile;
 pub mod schedule;
 pub mod state;
