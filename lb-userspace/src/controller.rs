@@ -9,23 +9,25 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use lb_common::abi::{self, Endpoint, Traffic};
 use log::{info, warn};
 
-use crate::address::{Added, Addresses, interface_for};
+use crate::address::Addresses;
 use crate::config::{self, CheckKind, Config, Forward, Node, TunnelSources, Via};
-use crate::dataplane::{Dataplane, Flows};
+use crate::dataplane::{Dataplane, Flows, Mode};
 use crate::health::probe::through::{Carriage, Through};
 use crate::health::{self, Checker, Target, TargetId, Way};
-use crate::host::forwarding::{self, Changed, SYSCTLS};
 use crate::model::{self, Overrides, Service};
+use crate::neighbours::{self, Neighbours};
 use crate::reconcile::{self, Capacity, Lingering, ServicePlan, Tables};
 use crate::state::{self, State};
 use crate::{host, schedule};
 
 mod commands;
 mod differences;
+mod interfaces;
+
+pub use interfaces::{Interfaces, prepare_host};
 
 use differences::differences;
 
@@ -43,13 +45,29 @@ pub enum Refusal {
     Failed(#[from] anyhow::Error),
 }
 
-/// One interface as attached.
+/// One interface of the configuration, and where its frames are met.
 #[derive(Clone, Debug)]
 pub struct Attachment {
     /// Its name.
     pub interface: String,
-    /// Its index.
+    /// The device that the program is attached to for it.
+    pub device: String,
+    /// The index of that; 0 if there is none.
     pub index: u32,
+    /// How; `None` while there is no such interface.
+    pub mode: Option<Mode>,
+}
+
+/// Who tells a controller about the world, and does things in it for it.
+pub struct Aides {
+    /// Checks backends.
+    pub checker: Checker,
+    /// Puts addresses on interfaces.
+    pub addresses: Addresses,
+    /// Knows the interfaces.
+    pub interfaces: Interfaces,
+    /// Keeps next hops known.
+    pub neighbours: Neighbours,
 }
 
 /// See the module.
@@ -78,6 +96,8 @@ pub struct Controller {
     lingering: Lingering,
     checker: Checker,
     addresses: Addresses,
+    interfaces: Interfaces,
+    neighbours: Neighbours,
 }
 
 /// A second's worth of traffic.
@@ -99,9 +119,14 @@ impl Controller {
         state: State,
         dataplane: Dataplane,
         adopted: bool,
-        checker: Checker,
-        addresses: Addresses,
+        aides: Aides,
     ) -> anyhow::Result<Self> {
+        let Aides {
+            checker,
+            addresses,
+            interfaces,
+            neighbours,
+        } = aides;
         let tables = dataplane.read()?;
         Ok(Self {
             state_path: state::path(&config.node.control),
@@ -118,6 +143,8 @@ impl Controller {
             lingering: Lingering::default(),
             checker,
             addresses,
+            interfaces,
+            neighbours,
         })
     }
 
@@ -152,6 +179,7 @@ impl Controller {
         let targets = self.targets(&config, &overrides);
         self.checker.reconcile(targets);
         self.lingering = lingering;
+        self.neighbours.want(neighbours::wanted(&desired));
         self.desired = desired;
         self.plan = plan.services;
         self.config = config;
@@ -300,7 +328,10 @@ impl Controller {
             ));
         }
         for name in &config.node.interfaces {
-            host::ifindex(name).map_err(|error| Refusal::Invalid(error.to_string()))?;
+            // One that is away is waited for; a new one must be there.
+            if !self.config.node.interfaces.contains(name) {
+                host::ifindex(name).map_err(|error| Refusal::Invalid(error.to_string()))?;
+            }
         }
         let (before, old) = (self.desired.clone(), self.config.clone());
         let mut overrides = self.state.overrides.clone();
@@ -310,10 +341,10 @@ impl Controller {
                 orphan.service, orphan.backend
             ));
         }
-        let sysctls = prepare_host(&config)?;
-        self.state.sysctls.extend(sysctls);
+        self.attach_more(&config).await?;
         self.enforce(config, overrides)?;
-        self.attach_all()?;
+        self.settle()?;
+        self.save()?;
         self.take_addresses().await?;
         self.drop_stale_addresses().await?;
         changes.extend(differences(&before, &self.desired));
@@ -324,63 +355,6 @@ impl Controller {
             ));
         }
         Ok(changes)
-    }
-
-    /// Attaches to the interfaces of the file, and detaches from others.
-    pub fn attach_all(&mut self) -> anyhow::Result<()> {
-        for interface in self.config.node.interfaces.clone() {
-            let index = host::ifindex(&interface)?;
-            let attached = self
-                .attachments
-                .iter()
-                .any(|a| a.interface == interface && a.index == index);
-            if attached {
-                continue;
-            }
-            let mode = self
-                .dataplane
-                .attach(&interface, index, self.config.node.xdp_mode)?;
-            match mode {
-                Some(mode) => {
-                    info!("attached to {interface} in {} mode", mode.name());
-                    self.state
-                        .xdp_modes
-                        .insert(interface.clone(), mode.name().to_owned());
-                }
-                None => {
-                    info!("took over {interface} from an earlier run; its link never went away");
-                }
-            }
-            self.attachments
-                .retain(|other| other.interface != interface);
-            self.attachments.push(Attachment { interface, index });
-        }
-        for interface in self.dataplane.detach_others(&self.config.node.interfaces)? {
-            info!("detached from {interface}");
-            self.attachments
-                .retain(|other| other.interface != interface);
-            self.state.xdp_modes.remove(&interface);
-        }
-        self.save()
-    }
-
-    /// Puts the services' addresses on an interface. An address that the host
-    /// has of its own accord stays as it is. Gives what was added.
-    pub async fn take_addresses(&mut self) -> anyhow::Result<Vec<(String, IpAddr)>> {
-        let mut added = Vec::new();
-        let listed = self.addresses.list().await?;
-        for address in self.wanted_addresses() {
-            if listed.iter().any(|entry| entry.address == address) {
-                continue;
-            }
-            let interface = interface_for(address, &self.config.node.interfaces, &listed)
-                .context("there is no interface for the services' addresses")?;
-            if self.addresses.add(interface, address).await? == Added::Added {
-                info!("put {address} on {interface}");
-                added.push((interface.to_owned(), address));
-            }
-        }
-        Ok(added)
     }
 
     /// Takes off what this program has put on its interfaces and no service has
@@ -405,14 +379,7 @@ impl Controller {
     }
 
     async fn drop_address(&self, interface: &str, address: IpAddr) -> anyhow::Result<()> {
-        if self
-            .config
-            .node
-            .interfaces
-            .iter()
-            .any(|name| name == interface)
-            && self.addresses.remove(interface, address).await?
-        {
+        if self.hosts_addresses(interface) && self.addresses.remove(interface, address).await? {
             info!("took {address} off {interface}");
         }
         Ok(())
@@ -550,21 +517,6 @@ fn way(service: &config::Service, sources: &TunnelSources, backend: SocketAddr) 
         service: service.listen,
         carriage,
     })
-}
-
-/// Makes the host's settings that forwarding needs, and tells of each; gives
-/// what it changed.
-pub fn prepare_host(config: &Config) -> anyhow::Result<Vec<Changed>> {
-    // In tunnel mode a service of the other family may have backends of this.
-    let ipv6 = config.services.iter().any(|service| {
-        let mut backends = service.backends.iter();
-        service.listen.is_ipv6() || backends.any(|backend| backend.address.is_ipv6())
-    });
-    let changed = forwarding::prepare(Path::new(SYSCTLS), &config.node.interfaces, ipv6)?;
-    for setting in &changed {
-        info!("{setting}");
-    }
-    Ok(changed)
 }
 
 /// Settings of the node that a running daemon does not change: puts the old

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use aya_log::EbpfLogger;
 use lb_common::abi::Settings;
 use log::{error, info, warn};
@@ -28,10 +28,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use crate::address::Addresses;
 use crate::api;
 use crate::config::{self, Config, TunnelSources};
-use crate::controller::{self, Controller, Refusal};
+use crate::controller::{self, Aides, Controller, Interfaces, Refusal};
 use crate::dataplane::{self, Dataplane, Sizes};
 use crate::health::{Checker, Report};
 use crate::host::{self, forwarding};
+use crate::links::Watcher;
+use crate::neighbours::Neighbours;
 use crate::state;
 
 /// Without a packet for this long, a flow's port may be taken for another.
@@ -78,7 +80,7 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
         interfaces: &node.interfaces,
         pin_path: &node.pin_path,
     };
-    host::check(&needs, dataplane::probe)?;
+    host::check(&needs, dataplane::probe).map_err(|unfit| left_alone(unfit, &node.pin_path))?;
     host::mount_pins(&node.pin_path)?;
     let made_folder = !node.pin_path.exists();
     let lock = dataplane::lock(&node.pin_path)?;
@@ -89,6 +91,18 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
     }
     drop(lock);
     outcome
+}
+
+/// Where an interface is missing, says what goes on without a daemon.
+fn left_alone(unfit: host::Unfit, pin_path: &Path) -> anyhow::Error {
+    let linked = dataplane::linked(pin_path).unwrap_or_default();
+    match unfit {
+        host::Unfit::Interface(missing) if !linked.is_empty() => anyhow!(
+            "{missing}, or take it out of node.interfaces; until then an earlier run's program goes on at {}, without health checks",
+            linked.join(", ")
+        ),
+        other => other.into(),
+    }
 }
 
 /// Serves as the one daemon with these pins.
@@ -190,7 +204,8 @@ async fn start(
         })?;
         warn!("discarded the tables of earlier runs: their connections end here");
     }
-    undo.sysctls = controller::prepare_host(&config)?;
+    let interfaces = Interfaces::look(&node).await?;
+    undo.sysctls = controller::prepare_host(&config, interfaces.found())?;
     state.sysctls.extend(undo.sysctls.clone());
     let sizes = Sizes {
         services: node.max_services,
@@ -202,8 +217,8 @@ async fn start(
     let opened = Dataplane::open(
         &node.pin_path,
         sizes,
-        &settings(&node.tunnel_sources, false)?,
-        false,
+        &settings(&node.tunnel_sources, interfaces.members())?,
+        interfaces.frags(),
         options.program_log,
     )?;
     for differs in &opened.other_sizes {
@@ -227,8 +242,12 @@ async fn start(
         state,
         dataplane,
         opened.adopted,
-        Checker::new(reports),
-        Addresses::connect()?,
+        Aides {
+            checker: Checker::new(reports),
+            addresses: Addresses::connect()?,
+            interfaces,
+            neighbours: Neighbours::start()?,
+        },
     )?;
     let controller = Arc::new(Mutex::new(controller));
     undo.controller = Some(Arc::clone(&controller));
@@ -317,6 +336,9 @@ async fn attend(
     };
     let server = axum::serve(listener, api::router(shared));
     let server = tokio::spawn(server.into_future());
+    let links = Watcher::start()?;
+    // What changed between the start's look and now.
+    controller.lock().await.interfaces_changed().await;
     let mut second = interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(MissedTickBehavior::Skip);
     info!(
@@ -338,7 +360,12 @@ async fn attend(
                     warn!("{error}");
                 }
             }
-            _ = second.tick() => controller.lock().await.sample(),
+            () = links.changed() => controller.lock().await.interfaces_changed().await,
+            _ = second.tick() => {
+                let mut controller = controller.lock().await;
+                controller.sample();
+                controller.attend_interfaces().await;
+            }
             _ = signals.hangup.recv() => reload(&controller, &options.config).await,
             _ = signals.terminate.recv() => break,
             _ = signals.interrupt.recv() => break,

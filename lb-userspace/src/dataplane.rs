@@ -36,7 +36,7 @@ mod links;
 mod pins;
 
 pub use counts::Flows;
-pub use links::Mode;
+pub use links::{AttachError, Came, Carried, Mode, linked};
 pub use pins::{Lock, adoptable, discard, lock, probe};
 
 use pins::{adopt, refuse_other_versions};

@@ -12,6 +12,7 @@ pub mod clock;
 pub mod forwarding;
 pub mod interfaces;
 pub mod ports;
+pub mod topology;
 
 use std::fs;
 use std::io;
@@ -22,7 +23,7 @@ use rustix::mount::MountFlags;
 use thiserror::Error;
 
 pub use clock::{ticks_now, ticks_per_second};
-pub use interfaces::{InterfaceError, ifindex, interface_name, interface_names};
+pub use interfaces::{InterfaceError, ifindex, interface_name, interface_names, takes_tags_off};
 pub use ports::ports;
 
 /// Where the kernel's BPF file system is mounted by custom.
@@ -202,18 +203,22 @@ fn privileges(status: &str) -> Result<(), Unfit> {
     }
 }
 
-/// Judges a kernel release such as `6.1.0-42-cloud-amd64`. One that does not
-/// begin with two numbers is let through: loading will tell.
+/// Judges a kernel release. One that has no version is let through: loading
+/// will tell.
 fn kernel(release: &str) -> Result<(), Unfit> {
+    match kernel_version(release) {
+        Some(version) if version < OLDEST_KERNEL => Err(Unfit::Kernel(release.into())),
+        _ => Ok(()),
+    }
+}
+
+/// The version in a kernel release such as `6.1.0-42-cloud-amd64`, if it begins
+/// with two numbers.
+pub fn kernel_version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release
         .split(|c: char| !c.is_ascii_digit())
         .map_while(|number| number.parse::<u32>().ok());
-    match (numbers.next(), numbers.next()) {
-        (Some(major), Some(minor)) if (major, minor) < OLDEST_KERNEL => {
-            Err(Unfit::Kernel(release.into()))
-        }
-        _ => Ok(()),
-    }
+    Some((numbers.next()?, numbers.next()?))
 }
 
 /// Judges the text of `/proc/filesystems`: the BPF file system is built in

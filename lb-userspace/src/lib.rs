@@ -11,6 +11,7 @@ pub mod dataplane;
 pub mod decap;
 pub mod health;
 pub mod host;
+pub mod links;
 pub mod model;
 pub mod neighbours;
 pub mod reconcile;

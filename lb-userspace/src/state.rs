@@ -4,7 +4,6 @@
 //! the pins it does not outlive a reboot: what was changed at run time is meant
 //! for the traffic of that run.
 
-use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -25,8 +24,6 @@ const MAX_BYTES: u64 = 64 << 20;
 pub struct State {
     /// What was changed at run time.
     pub overrides: Overrides,
-    /// How the program is attached to each interface: `native` or `generic`.
-    pub xdp_modes: BTreeMap<String, String>,
     /// The host's settings that were changed, to be put back with
     /// `--detach-on-exit`, also by a later daemon.
     pub sysctls: Vec<Changed>,

@@ -251,6 +251,7 @@ fn detail() -> ServiceDetail {
 fn status() -> Status {
     let interface = |name: &str, index, mode: &str| Interface {
         name: name.into(),
+        device: name.into(),
         index,
         xdp_mode: mode.into(),
     };

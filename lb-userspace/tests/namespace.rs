@@ -263,7 +263,7 @@ fn a_translated_packet_is_forwarded_by_the_stack_once_prepared() {
         assert!(namespace.ip(&from_clients).is_err());
 
         let interfaces = ["veth0".to_owned(), "veth1".to_owned()];
-        let changed = forwarding::prepare(sysctls, &interfaces, true).expect("root may");
+        let changed = forwarding::prepare(sysctls, &interfaces, &[], true).expect("root may");
         namespace.ip(&from_backends).expect("it is forwarded");
         namespace.ip(&from_clients).expect("it is forwarded");
         let read =
@@ -276,7 +276,7 @@ fn a_translated_packet_is_forwarded_by_the_stack_once_prepared() {
             );
         }
         assert_eq!(read("net/ipv6/conf/peer0/accept_ra"), "2\n");
-        let again = forwarding::prepare(sysctls, &interfaces, true).expect("root may");
+        let again = forwarding::prepare(sysctls, &interfaces, &[], true).expect("root may");
         assert_eq!(again, []);
 
         forwarding::restore(&changed).expect("root may");

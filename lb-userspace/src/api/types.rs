@@ -33,14 +33,17 @@ pub struct Status {
     pub overrides: usize,
 }
 
-/// An interface with the program attached.
+/// An interface of the configuration.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Interface {
     /// Its name.
     pub name: String,
-    /// Its index.
+    /// The device that the program is attached to for it: itself, or the one
+    /// below a VLAN interface.
+    pub device: String,
+    /// The index of that; 0 if there is none.
     pub index: u32,
-    /// `native` or `generic`.
+    /// `native`, `generic`, or `absent` while there is no such interface.
     pub xdp_mode: String,
 }
 

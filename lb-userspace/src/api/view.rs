@@ -12,20 +12,12 @@ use lb_common::{Action, Verdict, abi};
 use super::types;
 use crate::config::{CheckKind, Via};
 use crate::controller::Controller;
-use crate::dataplane::Flows;
+use crate::dataplane::{Flows, Mode};
 use crate::health::{State, TargetId};
 use crate::host;
 
 /// `GET /v1/status`
 pub(super) fn status(controller: &Controller) -> types::Status {
-    let mode = |name: &str| {
-        controller
-            .state
-            .xdp_modes
-            .get(name)
-            .cloned()
-            .unwrap_or_default()
-    };
     types::Status {
         node: controller.config.node.name.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -38,8 +30,9 @@ pub(super) fn status(controller: &Controller) -> types::Status {
             .iter()
             .map(|attachment| types::Interface {
                 name: attachment.interface.clone(),
+                device: attachment.device.clone(),
                 index: attachment.index,
-                xdp_mode: mode(&attachment.interface),
+                xdp_mode: attachment.mode.map_or("absent", Mode::name).to_owned(),
             })
             .collect(),
         services: summaries(controller),

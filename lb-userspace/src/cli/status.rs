@@ -54,11 +54,21 @@ fn text(status: &Answer, width: Option<usize>) -> String {
 }
 
 fn interface(interface: &Interface) -> String {
-    let Interface { name, xdp_mode, .. } = interface;
-    if xdp_mode == "generic" {
-        styled(PLAIN, name) + " " + &styled(NOTABLE, "generic (slow)")
+    let Interface {
+        name,
+        device,
+        xdp_mode,
+        ..
+    } = interface;
+    let on = if device == name {
+        String::new()
     } else {
-        styled(PLAIN, &format!("{name} {xdp_mode}"))
+        format!(" on {device}")
+    };
+    match xdp_mode.as_str() {
+        "generic" => styled(PLAIN, name) + " " + &styled(NOTABLE, "generic (slow)"),
+        "absent" => styled(PLAIN, name) + " " + &styled(BAD, "absent"),
+        _ => styled(PLAIN, &format!("{name} {xdp_mode}{on}")),
     }
 }
 

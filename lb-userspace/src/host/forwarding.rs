@@ -92,20 +92,30 @@ pub enum ForwardingError {
     Ipv6Off(String),
 }
 
-/// Makes the settings for `interfaces`; `sysctls` is [`SYSCTLS`]. Gives what
-/// it changed, in order; after an error nothing is changed.
+/// Makes the settings for `interfaces`, and for those `implied` by them, of
+/// which one may be without IPv6; `sysctls` is [`SYSCTLS`]. Gives what it
+/// changed, in order; after an error nothing is changed.
 pub fn prepare(
     sysctls: &Path,
     interfaces: &[String],
+    implied: &[String],
     ipv6: bool,
 ) -> Result<Vec<Changed>, ForwardingError> {
     let mut changes = Changes {
         sysctls,
         made: Vec::new(),
     };
-    let outcome = changes.ipv4(interfaces).and_then(|()| {
+    let all = [interfaces, implied].concat();
+    let outcome = changes.ipv4(&all).and_then(|()| {
         if ipv6 {
-            changes.ipv6(interfaces)
+            let mut able = interfaces.to_vec();
+            able.extend(
+                implied
+                    .iter()
+                    .filter(|name| changes.has_ipv6(name))
+                    .cloned(),
+            );
+            changes.ipv6(&able)
         } else {
             Ok(())
         }
@@ -163,6 +173,15 @@ impl Changes<'_> {
             }
         }
         Ok(())
+    }
+
+    fn has_ipv6(&self, interface: &str) -> bool {
+        let off = self
+            .sysctls
+            .join("net/ipv6/conf")
+            .join(interface)
+            .join("disable_ipv6");
+        read(&off).is_ok_and(|off| off == "0")
     }
 
     fn ipv6(&mut self, interfaces: &[String]) -> Result<(), ForwardingError> {
@@ -317,7 +336,8 @@ mod tests {
         let folder = sysctls(&["eth0", "eth1"]);
         put(&folder, "ipv4/conf/eth1/rp_filter", "1");
         put(&folder, "ipv4/conf/eth1/forwarding", "1");
-        let changed = prepare(folder.path(), &names(&["eth0", "eth1"]), false).expect("it can");
+        let changed =
+            prepare(folder.path(), &names(&["eth0", "eth1"]), &[], false).expect("it can");
         assert_eq!(
             told(&folder, &changed),
             [
@@ -327,7 +347,7 @@ mod tests {
                 "ipv4/conf/eth1/rp_filter 1>2",
             ]
         );
-        let again = prepare(folder.path(), &names(&["eth0", "eth1"]), false).expect("it can");
+        let again = prepare(folder.path(), &names(&["eth0", "eth1"]), &[], false).expect("it can");
         assert_eq!(again, []);
     }
 
@@ -335,7 +355,7 @@ mod tests {
     fn a_strict_filter_for_all_interfaces_is_loosened_on_ours_only() {
         let folder = sysctls(&["eth0", "eth1"]);
         put(&folder, "ipv4/conf/all/rp_filter", "1");
-        let changed = prepare(folder.path(), &names(&["eth0"]), false).expect("it can");
+        let changed = prepare(folder.path(), &names(&["eth0"]), &[], false).expect("it can");
         assert!(told(&folder, &changed).contains(&"ipv4/conf/eth0/rp_filter 0>2".to_owned()));
         assert_eq!(changed.len(), 3);
     }
@@ -345,7 +365,7 @@ mod tests {
         let folder = sysctls(&["eth0", "mgmt", "off", "router"]);
         put(&folder, "ipv6/conf/off/accept_ra", "0");
         put(&folder, "ipv6/conf/router/forwarding", "1");
-        let changed = prepare(folder.path(), &names(&["eth0"]), true).expect("it can");
+        let changed = prepare(folder.path(), &names(&["eth0"]), &[], true).expect("it can");
         assert_eq!(
             told(&folder, &changed)[2..],
             [
@@ -362,7 +382,7 @@ mod tests {
     fn where_ipv6_forwards_already_only_our_interfaces_are_looked_at() {
         let folder = sysctls(&["eth0", "mgmt"]);
         put(&folder, "ipv6/conf/all/forwarding", "1");
-        let changed = prepare(folder.path(), &names(&["eth0"]), true).expect("it can");
+        let changed = prepare(folder.path(), &names(&["eth0"]), &[], true).expect("it can");
         assert_eq!(
             told(&folder, &changed)[2..],
             [
@@ -373,15 +393,31 @@ mod tests {
     }
 
     #[test]
+    fn an_interface_that_is_only_implied_may_be_without_ipv6() {
+        let folder = sysctls(&["eth0", "eth0.10", "eth0.20"]);
+        put(&folder, "ipv6/conf/eth0.20/disable_ipv6", "1");
+        let implied = names(&["eth0.10", "eth0.20"]);
+        let changed = prepare(folder.path(), &names(&["eth0"]), &implied, true).expect("it can");
+        let told = told(&folder, &changed);
+        for forwards in ["ipv4/conf/eth0.20", "ipv6/conf/eth0.10", "ipv6/conf/eth0"] {
+            assert!(
+                told.contains(&format!("{forwards}/forwarding 0>1")),
+                "{told:?}"
+            );
+        }
+        assert!(!told.contains(&"ipv6/conf/eth0.20/forwarding 0>1".to_owned()));
+    }
+
+    #[test]
     fn restoring_gives_back_what_was_and_respects_what_others_changed() {
         let folder = sysctls(&["eth0"]);
         let before = snapshot(&folder);
-        let changed = prepare(folder.path(), &names(&["eth0"]), true).expect("it can");
+        let changed = prepare(folder.path(), &names(&["eth0"]), &[], true).expect("it can");
         assert_ne!(snapshot(&folder), before);
         restore(&changed).expect("it can");
         assert_eq!(snapshot(&folder), before);
 
-        let changed = prepare(folder.path(), &names(&["eth0"]), true).expect("it can");
+        let changed = prepare(folder.path(), &names(&["eth0"]), &[], true).expect("it can");
         put(&folder, "ipv4/conf/eth0/accept_local", "7");
         fs::remove_dir_all(folder.path().join("net/ipv6/conf/eth0")).expect("it is there");
         restore(&changed).expect("what is gone needs nothing");
@@ -403,7 +439,7 @@ mod tests {
         let folder = sysctls(&["eth0", "eth1"]);
         put(&folder, "ipv6/conf/eth1/disable_ipv6", "1");
         let before = snapshot(&folder);
-        let error = prepare(folder.path(), &names(&["eth0", "eth1"]), true)
+        let error = prepare(folder.path(), &names(&["eth0", "eth1"]), &[], true)
             .expect_err("IPv6 is off on one");
         assert_eq!(
             error.to_string(),
@@ -414,9 +450,10 @@ mod tests {
 
         fs::remove_dir_all(folder.path().join("net/ipv6")).expect("it is there");
         let before = snapshot(&folder);
-        let error = prepare(folder.path(), &names(&["eth0"]), true).expect_err("no IPv6");
+        let error = prepare(folder.path(), &names(&["eth0"]), &[], true).expect_err("no IPv6");
         assert!(matches!(error, ForwardingError::NoIpv6));
-        let error = prepare(folder.path(), &names(&["eth0", "eth9"]), false).expect_err("no eth9");
+        let error =
+            prepare(folder.path(), &names(&["eth0", "eth9"]), &[], false).expect_err("no eth9");
         assert!(error.to_string().contains("eth9/forwarding"), "{error}");
         assert_eq!(snapshot(&folder), before);
     }

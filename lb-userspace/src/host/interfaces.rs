@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
+use rustix::ioctl::{Opcode, Updater, ioctl};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice};
 use thiserror::Error;
 
@@ -77,6 +78,57 @@ fn names(devices: &str) -> Vec<String> {
         .collect()
 }
 
+/// Whether a NIC takes VLAN tags off the frames before anybody sees them
+/// (`rx-vlan-offload`).
+pub fn takes_tags_off(name: &str) -> io::Result<bool> {
+    /// `ETHTOOL_GFLAGS`: asks for the features that are on.
+    const GET_FLAGS: u32 = 0x25;
+    /// `ETH_FLAG_RXVLAN`
+    const RX_VLAN: u32 = 1 << 8;
+    /// `SIOCETHTOOL`
+    const ETHTOOL: Opcode = 0x8946;
+
+    /// `struct ethtool_value`
+    #[repr(C)]
+    struct Value {
+        command: u32,
+        data: u32,
+    }
+
+    /// `struct ifreq`
+    #[repr(C)]
+    struct Request {
+        name: [u8; 16],
+        value: *mut Value,
+        rest: [u8; 16],
+    }
+
+    let mut value = Value {
+        command: GET_FLAGS,
+        data: 0,
+    };
+    let mut request = Request {
+        name: [0; 16],
+        value: &raw mut value,
+        rest: [0; 16],
+    };
+    // The last byte stays zero: names have 15 bytes at most.
+    let place = request.name.get_mut(..name.len().min(15));
+    place
+        .filter(|place| place.len() == name.len())
+        .ok_or(Errno::NODEV)?
+        .copy_from_slice(name.as_bytes());
+    let socket = any_socket()?;
+    // SAFETY: the operation reads and writes one `ifreq`, as long as `Request`
+    // at least, which points to an `ethtool_value` that outlives the call.
+    let ask = unsafe { Updater::<ETHTOOL, Request>::new(&mut request) };
+    // SAFETY: as above.
+    unsafe { ioctl(&socket, ask) }?;
+    // SAFETY: still alive, and written by nobody any more.
+    let answer = unsafe { request.value.read() };
+    Ok(answer.data & RX_VLAN != 0)
+}
+
 fn any_socket() -> Result<OwnedFd, Errno> {
     rustix::net::socket_with(
         AddressFamily::INET,
@@ -106,6 +158,14 @@ mod tests {
                 .expect("proc is mounted")
                 .contains(&"lo".to_owned())
         );
+    }
+
+    #[test]
+    fn the_loopback_interface_takes_no_tags_off() {
+        assert!(!takes_tags_off("lo").expect("it can be asked"));
+        for name in ["nosuch0", "a-name-of-more-than-fifteen-bytes"] {
+            assert!(takes_tags_off(name).is_err(), "{name}");
+        }
     }
 
     #[test]
