@@ -35,6 +35,7 @@
 
 mod daemon;
 mod decap;
+mod devices;
 mod http;
 mod icmp;
 mod routers;
@@ -62,6 +63,7 @@ use tempfile::TempDir;
 
 pub use daemon::{Daemon, lb_binary};
 pub use decap::Decap;
+pub use devices::Pulled;
 pub use http::{Answer, Connection, HttpBackend, PATIENCE, Seeded, ask, tally};
 pub use icmp::{Ear, Heard, ping};
 pub use routers::Routers;
