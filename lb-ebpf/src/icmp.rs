@@ -7,7 +7,7 @@
 //!   that answer the quoted one are the key to its flow. From the way to the
 //!   backend it goes to the client, from the way to the client to the backend;
 //!   what is quoted is translated back into what that end had sent (RFC 5508,
-//!   section 4).
+//!   section 4). One about a tunnel is told to the client ([`outer`]).
 //! - A sender whose packet goes no further is told why ([`tell`]).
 
 use lb_common::Verdict;
@@ -20,6 +20,7 @@ use crate::tables::Tables;
 
 mod echo;
 mod error;
+mod outer;
 mod tell;
 
 pub use tell::tell;
@@ -73,7 +74,10 @@ pub fn receive(
     if is_echo && code == 0 {
         echo::answer(packet, tables, room)
     } else if is_error {
-        error::carry(packet, tables, room)
+        match error::carry(packet, tables, room) {
+            Err(Verdict::NotTransport) => outer::carry(packet, tables, room),
+            ended => ended,
+        }
     } else {
         Err(Verdict::NotTransport)
     }

@@ -64,7 +64,7 @@ fn make_room(packet: &mut impl Packet, parsed: &mut Parsed, way: &mut Way) -> Re
         way.outer_tag = parsed.outer_tag;
         way.inner_tag = parsed.inner_tag;
     }
-    let ip = LINK + tags(way.outer_tag, way.inner_tag) + way.wrapping;
+    let ip = link_length(way.outer_tag, way.inner_tag) + way.wrapping;
     if ip == parsed.ip {
         return Ok(());
     }
@@ -83,15 +83,15 @@ fn shift(packet: &mut impl Packet, parsed: &mut Parsed, ip: u32) -> Result<(), V
     Ok(())
 }
 
-/// How many bytes the tags take.
+/// The length of a link header with these tags, where they are not zero.
 #[inline(always)]
-const fn tags(outer: u32, inner: u32) -> u32 {
+pub(crate) const fn link_length(outer: u32, inner: u32) -> u32 {
     if outer == 0 {
-        0
+        LINK
     } else if inner == 0 {
-        TAG
+        LINK + TAG
     } else {
-        2 * TAG
+        LINK + 2 * TAG
     }
 }
 
@@ -113,9 +113,7 @@ fn decrement_ttl(packet: &mut impl Packet, parsed: &Parsed) -> Result<(), Verdic
 #[inline(always)]
 fn link(packet: &mut impl Packet, parsed: &Parsed, way: &Way) -> Result<(), Verdict> {
     if way.direct != 0 {
-        let ethernet = packet.at::<Ethernet>(0)?;
-        way.hop.dst_link.write(&mut ethernet.dst);
-        way.hop.src_link.write(&mut ethernet.src);
+        to_next_hop(packet, way)?;
     }
     if (way.outer_tag, way.inner_tag) == (parsed.outer_tag, parsed.inner_tag) && way.wrapping == 0 {
         return Ok(());
@@ -151,6 +149,15 @@ pub(crate) fn tags_and_type(
         }
     }
     *packet.at(at)? = if is_v4 { IPV4 } else { IPV6 };
+    Ok(())
+}
+
+/// Writes the link addresses.
+#[inline(always)]
+pub(crate) fn to_next_hop(packet: &mut impl Packet, way: &Way) -> Result<(), Verdict> {
+    let ethernet = packet.at::<Ethernet>(0)?;
+    way.hop.dst_link.write(&mut ethernet.dst);
+    way.hop.src_link.write(&mut ethernet.src);
     Ok(())
 }
 

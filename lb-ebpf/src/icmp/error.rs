@@ -33,7 +33,7 @@ pub(super) fn carry(
 
 /// Nobody is told of an error about an error (RFC 1122, section 3.2.2; RFC
 /// 4443, section 2.4): its end is the same, by a verdict that asks for none.
-fn untold(verdict: Verdict) -> Verdict {
+pub(super) fn untold(verdict: Verdict) -> Verdict {
     match verdict {
         Verdict::TtlExpired => Verdict::IcmpErrorExpired,
         Verdict::TooBig => Verdict::IcmpErrorTooBig,

@@ -62,13 +62,9 @@ fn deserves(packet: &mut impl Packet, parsed: &Parsed) -> bool {
 #[inline(always)]
 fn write(packet: &mut impl Packet, room: &mut Room, why: Verdict) -> Result<Verdict, Verdict> {
     let parsed = &room.parsed;
-    let (header, longest) = match parsed.family {
-        Family::V4 => (Ipv4Hdr::LEN as u32, LONGEST_V4),
-        Family::V6 => (Ipv6Hdr::LEN as u32, LONGEST_V6),
-    };
-    let front = header + size_of::<Icmp>() as u32;
-    // Whole words, which are summed up more quickly.
-    let quote = parsed.ip_length.min(longest - front) & !3;
+    let family = parsed.family;
+    let front = front(family);
+    let quote = quote(family, parsed.ip_length);
     let links = *packet.at::<[u8; 12]>(0)?;
     packet.shift_head(front as i32)?;
     packet.cut_to(parsed.ip + front + quote)?;
@@ -77,31 +73,113 @@ fn write(packet: &mut impl Packet, room: &mut Room, why: Verdict) -> Result<Verd
         packet,
         parsed.outer_tag,
         parsed.inner_tag,
-        parsed.family == Family::V4,
+        family == Family::V4,
     )?;
     rewrite::turn_round(packet)?;
-    let (verdict, kind, code, mtu) = match (why, parsed.family) {
-        (Verdict::TtlExpired, Family::V4) => (Verdict::TtlExpiredTold, v4::TIME_EXCEEDED, 0, 0),
-        (Verdict::TtlExpired, Family::V6) => (Verdict::TtlExpiredTold, v6::TIME_EXCEEDED, 0, 0),
-        (_, Family::V4) => (
-            Verdict::TooBigTold,
-            v4::UNREACHABLE,
-            v4::FRAGMENTATION_NEEDED,
-            route::largest(room),
+    let (verdict, about) = match (why, family) {
+        (Verdict::TtlExpired, Family::V4) => (
+            Verdict::TtlExpiredTold,
+            Message::plain(v4::TIME_EXCEEDED, 0),
         ),
-        (_, Family::V6) => (Verdict::TooBigTold, v6::TOO_BIG, 0, route::largest(room)),
+        (Verdict::TtlExpired, Family::V6) => (
+            Verdict::TtlExpiredTold,
+            Message::plain(v6::TIME_EXCEEDED, 0),
+        ),
+        (_, family) => (
+            Verdict::TooBigTold,
+            Message::too_big(family, route::largest(room)),
+        ),
     };
-    let icmp = Icmp {
-        kind,
-        code,
-        check: [0, 0],
-        rest: mtu.to_be_bytes(),
+    message(packet, room, about, quote)?;
+    Ok(verdict)
+}
+
+/// What a message says.
+#[derive(Clone, Copy)]
+pub(super) struct Message {
+    kind: u8,
+    code: u8,
+    /// The word behind the checksum.
+    rest: u32,
+}
+
+impl Message {
+    /// A type and a code.
+    #[inline(always)]
+    pub(super) const fn plain(kind: u8, code: u8) -> Self {
+        Self {
+            kind,
+            code,
+            rest: 0,
+        }
+    }
+
+    /// How large packets may be.
+    #[inline(always)]
+    pub(super) const fn too_big(family: Family, mtu: u32) -> Self {
+        let (kind, code) = match family {
+            Family::V4 => (v4::UNREACHABLE, v4::FRAGMENTATION_NEEDED),
+            Family::V6 => (v6::TOO_BIG, 0),
+        };
+        Self {
+            kind,
+            code,
+            rest: mtu,
+        }
+    }
+}
+
+/// How many bytes a message has in front of what it quotes.
+#[inline(always)]
+pub(super) const fn front(family: Family) -> u32 {
+    let header = match family {
+        Family::V4 => Ipv4Hdr::LEN,
+        Family::V6 => Ipv6Hdr::LEN,
     };
+    (header + size_of::<Icmp>()) as u32
+}
+
+/// How long a message may be at most.
+#[inline(always)]
+pub(super) const fn longest(family: Family) -> u32 {
+    match family {
+        Family::V4 => LONGEST_V4,
+        Family::V6 => LONGEST_V6,
+    }
+}
+
+/// How much is quoted of so many bytes: whole words, which are summed up more
+/// quickly.
+#[inline(always)]
+pub(super) fn quote(family: Family, available: u32) -> u32 {
+    available.min(longest(family) - front(family)) & !3
+}
+
+/// Writes the headers of a message in front of what it quotes, for which there
+/// is room: to whom the parsed packet is from, from whom it is to.
+#[inline(always)]
+pub(super) fn message(
+    packet: &mut impl Packet,
+    room: &mut Room,
+    about: Message,
+    quote: u32,
+) -> Result<(), Verdict> {
+    let parsed = &room.parsed;
+    let front = front(parsed.family);
     let length = size_of::<Icmp>() as u32 + quote;
+    let at = parsed.ip + front - size_of::<Icmp>() as u32;
+    let icmp = Icmp {
+        kind: about.kind,
+        code: about.code,
+        check: [0, 0],
+        rest: about.rest.to_be_bytes(),
+    };
     room.walk = Walk {
         at: parsed.ip + front,
         end: parsed.ip + front + quote,
-        sum: Sum::NOTHING.word([kind, code, 0, 0]).word(icmp.rest),
+        sum: Sum::NOTHING
+            .word([icmp.kind, icmp.code, 0, 0])
+            .word(icmp.rest),
     };
     match parsed.family {
         Family::V4 => ipv4(packet, parsed, length)?,
@@ -114,10 +192,10 @@ fn write(packet: &mut impl Packet, room: &mut Room, why: Verdict) -> Result<Verd
                 .word([0, 0, 0, ICMPV6]);
         }
     }
-    *packet.at(parsed.ip + header)? = icmp;
+    *packet.at(at)? = icmp;
     sum_up(packet, &mut room.walk);
-    packet.at::<Icmp>(parsed.ip + header)?.check = room.walk.sum.check();
-    Ok(verdict)
+    packet.at::<Icmp>(at)?.check = room.walk.sum.check();
+    Ok(())
 }
 
 #[inline(always)]

@@ -17,8 +17,8 @@ use crate::steer::{both_ports, scatter};
 use crate::tables::{RouteQuery, Tables};
 
 /// What is inside, by the number in the outer header.
-const IPV4_INSIDE: u8 = 4;
-const IPV6_INSIDE: u8 = 41;
+pub(crate) const IPV4_INSIDE: u8 = 4;
+pub(crate) const IPV6_INSIDE: u8 = 41;
 
 /// The TTL of outer headers: the default (RFC 1700), because how far the packet
 /// may still go says nothing about how far the backend is.
