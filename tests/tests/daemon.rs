@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use tests::netns::{
     Answer, Arms, CALM, Connection, Daemon, Family, HttpBackend, Net, Service, Snapshot,
-    lasting_differences, lb_binary, snapshot, tally, wait_until,
+    lasting_differences, lb_binary, open, shares, snapshot, still_there, tally, wait_until,
 };
 
 /// How long something that takes milliseconds may take on a busy machine.
@@ -216,7 +216,7 @@ fn a_second_daemon_is_refused_and_does_not_disturb_the_first() -> Result<()> {
             second.pins
         );
         ensure!(!second.control.exists(), "{says}: a socket is left behind");
-        stage.still_there(&mut open)?;
+        still_there(&mut open)?;
         assert_eq!(stage.tally(6)?, shares([3, 2, 1]), "{says}");
         stage.balancer.lb(&["status"])?;
     }
@@ -269,7 +269,7 @@ fn a_file_that_is_read_again_is_taken_whole_or_not_at_all() -> Result<()> {
         Ok(stage.balancer.logged()[logged..].contains("reload: "))
     })?;
     assert_eq!(stage.tally(4)?, shares([1, 2, 1]), "by SIGHUP");
-    stage.still_there(&mut open)?;
+    still_there(&mut open)?;
     let other = SocketAddr::new([10, 9, 0, 101].into(), 81);
     let answers = stage.net.client.enter(|| tally(other, 6))?;
     assert_eq!(answers, shares([3, 2, 1]), "the new address");
@@ -278,7 +278,7 @@ fn a_file_that_is_read_again_is_taken_whole_or_not_at_all() -> Result<()> {
     let text = stage.balancer.lb(&["reload"])?;
     ensure!(text.contains("web"), "it says what changed: {text}");
     assert_eq!(stage.tally(6)?, shares([3, 2, 1]), "by command");
-    stage.still_there(&mut open)?;
+    still_there(&mut open)?;
     assert_eq!(
         stage.changes_since(&before)?,
         Vec::<String>::new(),
@@ -354,7 +354,7 @@ fn backends_are_drained_added_and_removed_without_breaking_a_connection() -> Res
     assert_eq!(stage.tally(100)?, shares([30, 20, 50]));
     lb.lb(&["backend", "remove", "web", "b3"])?;
     assert_eq!(stage.tally(90)?, shares([30, 20, 40]));
-    stage.still_there(&mut open)?;
+    still_there(&mut open)?;
 
     let changes: BTreeMap<String, String> = lb
         .json(&["overrides"])?
@@ -373,7 +373,7 @@ fn backends_are_drained_added_and_removed_without_breaking_a_connection() -> Res
     lb.lb(&["overrides", "clear"])?;
     assert_eq!(lb.json(&["overrides"])?, json!([]));
     assert_eq!(stage.tally(60)?, shares([30, 20, 10]));
-    stage.still_there(&mut open)
+    still_there(&mut open)
 }
 
 #[test]
@@ -533,34 +533,8 @@ impl Stage {
     /// Open connections, one turn of the schedule, each with its first answer.
     fn connect(&self) -> Result<Vec<(Connection, Answer)>> {
         let service = self.service.listen;
-        self.net.client.enter(|| {
-            (0..6)
-                .map(|_| {
-                    let mut connection = Connection::open(service)?;
-                    let first = connection.ask()?;
-                    Ok((connection, first))
-                })
-                .collect()
-        })
+        self.net.client.enter(|| open(service, 6))
     }
-
-    fn still_there(&self, open: &mut [(Connection, Answer)]) -> Result<()> {
-        for (connection, first) in open {
-            let answer = connection.ask().context("on an open connection")?;
-            assert_eq!(answer, *first, "an open connection stays where it is");
-        }
-        Ok(())
-    }
-}
-
-/// What each backend should have answered; one that answered nothing is absent.
-fn shares(counts: [usize; 3]) -> BTreeMap<String, usize> {
-    ["b1", "b2", "b3"]
-        .map(str::to_owned)
-        .into_iter()
-        .zip(counts)
-        .filter(|&(_, count)| count > 0)
-        .collect()
 }
 
 fn lb() -> String {

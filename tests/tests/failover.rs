@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use tests::netns::{
     Answer, Arms, CALM, Connection, Daemon, Family, HttpBackend, Net, Service, ask, differences,
-    lasting_differences, snapshot, tally, wait_until,
+    lasting_differences, open, shares, snapshot, still_there, tally, wait_until,
 };
 
 /// How long a change that takes well under a second may take on a busy machine.
@@ -98,15 +98,7 @@ fn killing_the_daemon_under_load_loses_no_request_no_flow_and_not_the_link() -> 
     let service = stage.service.listen;
     let net = &stage.net;
     let balancer = &mut stage.balancer;
-    let mut open = net.client.enter(|| -> Result<Vec<_>> {
-        (0..12)
-            .map(|_| {
-                let mut connection = Connection::open(service)?;
-                let first = connection.ask()?;
-                Ok((connection, first))
-            })
-            .collect()
-    })?;
+    let mut open = net.client.enter(|| open(service, 12))?;
     let link = link_id(balancer)?;
 
     let stop = AtomicBool::new(false);
@@ -308,34 +300,8 @@ impl Stage {
     /// Open connections, one turn of the schedule, each with its first answer.
     fn connections_to_each(&self) -> Result<Vec<(Connection, Answer)>> {
         let service = self.service.listen;
-        self.net.client.enter(|| {
-            (0..6)
-                .map(|_| {
-                    let mut connection = Connection::open(service)?;
-                    let first = connection.ask()?;
-                    Ok((connection, first))
-                })
-                .collect()
-        })
+        self.net.client.enter(|| open(service, 6))
     }
-}
-
-/// What each backend should have answered; one that answered nothing is absent.
-fn shares(counts: [usize; 3]) -> BTreeMap<String, usize> {
-    ["b1", "b2", "b3"]
-        .map(str::to_owned)
-        .into_iter()
-        .zip(counts)
-        .filter(|&(_, count)| count > 0)
-        .collect()
-}
-
-fn still_there(open: &mut [(Connection, Answer)]) -> Result<()> {
-    for (connection, first) in open {
-        let answer = connection.ask().context("on an open connection")?;
-        assert_eq!(answer, *first, "an open connection stays where it is");
-    }
-    Ok(())
 }
 
 /// Makes requests at a steady rate until told to stop. A request that is late

@@ -12,7 +12,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use tests::netns::{
     Answer, Arms, CALM, Connection, Daemon, Family, HttpBackend, Net, Service, UdpEcho, ask,
-    ask_udp, tally,
+    ask_udp, shares, tally,
 };
 
 /// The tests that use the whole machine take turns.
@@ -309,16 +309,6 @@ impl Stage {
 
 fn texts(net: &Net, services: &[Service]) -> Vec<String> {
     services.iter().map(|service| service.toml(net)).collect()
-}
-
-/// What each backend should have answered; one that answered nothing is absent.
-fn shares(counts: [usize; 3]) -> BTreeMap<String, usize> {
-    ["b1", "b2", "b3"]
-        .map(str::to_owned)
-        .into_iter()
-        .zip(counts)
-        .filter(|&(_, count)| count > 0)
-        .collect()
 }
 
 fn sum(tallies: Vec<BTreeMap<String, usize>>) -> BTreeMap<String, usize> {
