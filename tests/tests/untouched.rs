@@ -8,7 +8,7 @@
 
 use std::env;
 use std::fs;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -20,8 +20,8 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tests::damage::damaged;
 use tests::frame::{Frame, IcmpError, Link, icmp, icmp_error, ping, tcp, udp};
 use tests::netns::{
-    Arms, CALM, Capture, Connection, Daemon, Family, Net, Service, UdpEcho, Wire, mirrored,
-    wait_until,
+    Arms, CALM, Capture, Connection, Daemon, Family, Net, Service, UNCHECKED, UdpEcho, Wire,
+    mirrored, wait_until,
 };
 
 /// Who sends all frames: by this the capture knows them. Nobody has it.
@@ -81,7 +81,19 @@ fn differential(seed: u64) -> Result<()> {
             mirrors.push(UdpEcho::mirror(host, udp.server(&net, number))?);
         }
     }
-    let all = services.iter().chain(&datagrams);
+    // Of these nothing is in use.
+    let idle = services.clone().into_iter().flat_map(|service| {
+        [("dsr", 443), ("tunnel", 444)].map(|(forward, port)| Service {
+            name: format!("{forward}-{}", service.name),
+            forward,
+            listen: SocketAddr::new(service.listen.ip(), port),
+            port,
+            check: UNCHECKED,
+            ..service.clone()
+        })
+    });
+    let idle: Vec<Service> = idle.collect();
+    let all = services.iter().chain(&datagrams).chain(&idle);
     let texts: String = all.map(|service| service.toml(&net)).collect();
     for mode in ["native", "generic"] {
         let mut balancer = Daemon::prepare(&net, mode, &net.balancer, &["--detach-on-exit"]);
@@ -381,7 +393,7 @@ impl Ends {
     }
 
     fn at_the_vip(&self, port: u16) -> String {
-        std::net::SocketAddr::new(self.vip, port).to_string()
+        SocketAddr::new(self.vip, port).to_string()
     }
 }
 
