@@ -11,7 +11,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_route::link::{
     InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
@@ -100,10 +100,10 @@ impl Watcher {
         Ok(Self { changed, task })
     }
 
-    /// Waits until something changed since the last call.
+    /// Waits until something changed since the last call. Nothing is lost if
+    /// it is not waited for to the end.
     pub async fn changed(&self) {
         self.changed.notified().await;
-        sleep(SETTLE).await;
     }
 }
 
@@ -122,11 +122,14 @@ fn open() -> Result<Feed, LinksError> {
     })
 }
 
-/// Says so at every message, the one that says that some were lost included.
+/// Says so once for all messages that come together; one of them may be that
+/// some were lost.
 async fn listen(first: Feed, changed: Arc<Notify>) {
     let mut feed = first;
     loop {
         while feed.messages.next().await.is_some() {
+            sleep(SETTLE).await;
+            while feed.messages.next().now_or_never().flatten().is_some() {}
             changed.notify_one();
         }
         feed.connection.abort();

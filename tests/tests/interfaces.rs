@@ -282,7 +282,16 @@ fn a_device_without_native_xdp_makes_all_generic_and_says_so() -> Result<()> {
     }
     served_again(&net, &balancer, &services)?;
 
-    // Without it everything could be native: so it is after a fresh start.
+    // While it is away, the other waits for it as it is.
+    net.balancer.run("ip", &["link", "del", "mv0"])?;
+    wait_for_modes(&balancer, &["eth0 generic", "mv0 absent"])?;
+    add_macvlan(&net)?;
+    wait_for_modes(&balancer, &["eth0 generic", "mv0 generic"])?;
+    let attached = balancer.logged().matches("attached to eth0").count();
+    ensure!(attached == 2, "eth0 was let go of in between");
+    served_again(&net, &balancer, &services)?;
+
+    // Without it the other is native again.
     configure(&balancer, &net, &["eth0"], "", &services)?;
     balancer.lb(&["reload"])?;
     wait_for_modes(&balancer, &["eth0 native"])?;

@@ -47,8 +47,8 @@ pub struct Interfaces {
     frags: bool,
     /// Whether it was loaded to look for members of bonds and bridges.
     members: bool,
-    /// Native was refused by these devices.
-    refused: BTreeMap<u32, String>,
+    /// Native was refused by the devices of these names, and why.
+    refused: BTreeMap<String, String>,
     /// The list that was last acted upon.
     seen: Vec<Link>,
     /// What follows from it.
@@ -59,8 +59,10 @@ pub struct Interfaces {
     homes: BTreeMap<IpAddr, String>,
     /// What was told and still holds.
     told: BTreeSet<String>,
-    /// Something could not be done and is to be tried again.
-    unfinished: bool,
+    /// Which interfaces have another name than in the configuration.
+    renamed: BTreeSet<String>,
+    /// What could not be done and is to be tried again.
+    unfinished: Option<String>,
 }
 
 /// A device that has the program.
@@ -85,7 +87,8 @@ impl Interfaces {
             attached: BTreeMap::new(),
             homes: BTreeMap::new(),
             told: BTreeSet::new(),
-            unfinished: false,
+            renamed: BTreeSet::new(),
+            unfinished: None,
         };
         interfaces.remember_refusals(&node.pin_path, &node.interfaces);
         let release = rustix::system::uname()
@@ -125,7 +128,7 @@ impl Interfaces {
                 let why = "in an earlier run; --fresh tries it again, and ends connections";
                 let mut device = Some(link);
                 while let Some(here) = device {
-                    self.refused.insert(here.index, why.to_owned());
+                    self.refused.insert(here.name.clone(), why.to_owned());
                     device = match here.kind {
                         Kind::Vlan(_) => self
                             .seen
@@ -139,10 +142,23 @@ impl Interfaces {
     }
 
     fn plan(&self, node: &Node) -> anyhow::Result<Plan> {
+        let refused = self
+            .seen
+            .iter()
+            .filter_map(|link| Some((link.index, self.refused.get(&link.name)?.clone())))
+            .collect();
+        // While the one that refused is away, the others wait for it as they are.
+        let away = |name: &String| {
+            self.refused.contains_key(name) && !self.seen.iter().any(|link| link.name == *name)
+        };
+        let mode = match node.xdp_mode {
+            XdpMode::Auto if node.interfaces.iter().any(away) => XdpMode::Generic,
+            mode => mode,
+        };
         let wanted = Wanted {
             names: &node.interfaces,
-            mode: node.xdp_mode,
-            refused: &self.refused,
+            mode,
+            refused: &refused,
             frags: self.frags,
         };
         Ok(topology::plan(&self.seen, &wanted)?)
@@ -152,6 +168,7 @@ impl Interfaces {
     /// configured by; gives what was there before.
     async fn refresh(&mut self, node: &Node) -> anyhow::Result<Vec<Link>> {
         let mut links = self.links.list().await?;
+        let mut renamed = BTreeSet::new();
         for (name, held) in &self.attached {
             let configured = node.interfaces.contains(name);
             if configured
@@ -159,16 +176,17 @@ impl Interfaces {
                 && let Some(link) = links.iter_mut().find(|link| link.index == held.index)
                 && !node.interfaces.contains(&link.name)
             {
-                let told = format!(
+                renamed.insert(format!(
                     "{name} is called {} now: the program stays there; put the new name into node.interfaces before lb starts the next time",
                     link.name
-                );
-                if self.told.insert(told.clone()) {
-                    warn!("{told}");
-                }
+                ));
                 link.name.clone_from(name);
             }
         }
+        for told in renamed.difference(&self.renamed) {
+            warn!("{told}");
+        }
+        self.renamed = renamed;
         Ok(std::mem::replace(&mut self.seen, links))
     }
 
@@ -251,12 +269,11 @@ impl Controller {
                 Ok(()) => return Ok(()),
                 Err(AttachError::Refused {
                     device,
-                    index,
                     mode: Mode::Native,
                     source,
                 }) if node.xdp_mode == XdpMode::Auto => {
                     last = format!("{device}: {source}");
-                    self.interfaces.refused.insert(index, source.to_string());
+                    self.interfaces.refused.insert(device, source.to_string());
                     self.interfaces.plan = self.interfaces.plan(node)?;
                 }
                 Err(error) => return Err(error.into()),
@@ -344,18 +361,21 @@ impl Controller {
     /// Follows a change of the host's interfaces. Nothing here ends the daemon:
     /// what fails is told, and tried again.
     pub async fn interfaces_changed(&mut self) {
-        if let Err(error) = self.follow_interfaces().await {
-            let told = format!("interfaces changed, but could not be followed: {error:#}");
-            if self.interfaces.told.insert(told.clone()) {
-                warn!("{told}; trying again every second");
-            }
-            self.interfaces.unfinished = true;
+        let failed = self.follow_interfaces().await.err();
+        let failed = failed.map(|error| format!("{error:#}"));
+        if let Some(told) = &failed
+            && self.interfaces.unfinished.as_ref() != Some(told)
+        {
+            warn!(
+                "interfaces changed, but could not be followed: {told}; trying again every second"
+            );
         }
+        self.interfaces.unfinished = failed;
     }
 
     /// Tries again what failed.
     pub async fn attend_interfaces(&mut self) {
-        if self.interfaces.unfinished {
+        if self.interfaces.unfinished.is_some() {
             self.interfaces_changed().await;
         }
     }
@@ -363,7 +383,7 @@ impl Controller {
     async fn follow_interfaces(&mut self) -> anyhow::Result<()> {
         let node = self.config.node.clone();
         let before = self.interfaces.refresh(&node).await?;
-        if before == self.interfaces.seen && !self.interfaces.unfinished {
+        if before == self.interfaces.seen && self.interfaces.unfinished.is_none() {
             // One that was down for a moment has lost its IPv6 addresses.
             return self.take_addresses().await.map(drop);
         }
@@ -387,9 +407,7 @@ impl Controller {
             self.remember_settings(changed);
             self.save()?;
         }
-        self.take_addresses().await?;
-        self.interfaces.unfinished = false;
-        Ok(())
+        self.take_addresses().await.map(drop)
     }
 
     /// Of a setting that was changed more than once, because its interface came

@@ -78,8 +78,6 @@ pub enum AttachError {
     Refused {
         /// The device.
         device: String,
-        /// Its index.
-        index: u32,
         /// The mode.
         mode: Mode,
         /// What the kernel said.
@@ -215,7 +213,6 @@ impl Dataplane {
                 Err(source) => {
                     return Err(AttachError::Refused {
                         device: device.to_owned(),
-                        index,
                         mode,
                         source,
                     });
