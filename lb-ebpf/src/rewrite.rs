@@ -13,9 +13,10 @@ use lb_common::Verdict;
 use lb_common::abi::forward;
 use lb_common::checksum::TTL_DECREMENT;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+use network_types::udp::UdpHdr;
 
 use crate::packet::{Ethernet, Packet};
-use crate::parse::{Family, Parsed};
+use crate::parse::{Family, Parsed, Part};
 use crate::room::{Room, Way};
 use crate::tables::Tables;
 
@@ -26,6 +27,10 @@ pub mod tunnel;
 /// The length of a link header without tags, and of a tag.
 const LINK: u32 = 14;
 const TAG: u32 = 4;
+
+/// How much of a transport header nobody has looked at before it is translated,
+/// at most: that of UDP.
+const TRANSLATED: usize = size_of::<UdpHdr>();
 
 /// The types that say which IP version follows.
 const IPV4: [u8; 2] = [0x08, 0x00];
@@ -39,7 +44,7 @@ pub fn rewrite(
     room: &mut Room,
 ) -> Result<(), Verdict> {
     let mode = room.flow.forward();
-    make_room(packet, &mut room.parsed, &mut room.way)?;
+    make_room(packet, mode, &mut room.parsed, &mut room.way)?;
     if !forward::one_way(mode) {
         nat::translate(packet, &room.parsed, &room.flow)?;
     }
@@ -59,7 +64,12 @@ pub fn rewrite(
 /// and an outer header fit in front of the packet. Keeps the link header that it
 /// had in front where the packet is given to the host.
 #[inline(always)]
-fn make_room(packet: &mut impl Packet, parsed: &mut Parsed, way: &mut Way) -> Result<(), Verdict> {
+fn make_room(
+    packet: &mut impl Packet,
+    mode: u8,
+    parsed: &mut Parsed,
+    way: &mut Way,
+) -> Result<(), Verdict> {
     if way.direct == 0 {
         way.outer_tag = parsed.outer_tag;
         way.inner_tag = parsed.inner_tag;
@@ -68,11 +78,16 @@ fn make_room(packet: &mut impl Packet, parsed: &mut Parsed, way: &mut Way) -> Re
     if ip == parsed.ip {
         return Ok(());
     }
-    shift(packet, parsed, ip)
+    shift(packet, mode, parsed, ip)
 }
 
 #[inline(never)]
-fn shift(packet: &mut impl Packet, parsed: &mut Parsed, ip: u32) -> Result<(), Verdict> {
+fn shift(packet: &mut impl Packet, mode: u8, parsed: &mut Parsed, ip: u32) -> Result<(), Verdict> {
+    if !forward::one_way(mode) && parsed.part != Part::Later {
+        // What is translated must be there before anything moves: of a frame in
+        // pieces only the first can be touched.
+        (packet.at::<[u8; TRANSLATED]>(parsed.transport)).map_err(|_| Verdict::ShortTransport)?;
+    }
     let ethernet = *packet.at::<Ethernet>(0)?;
     packet.shift_head(ip as i32 - parsed.ip as i32)?;
     *packet.at::<Ethernet>(0)? = ethernet;

@@ -145,7 +145,18 @@ fn translate(packet: &mut impl Packet, room: &Room) -> Result<(), Verdict> {
         quoted,
         ..
     } = room;
-    let end = parsed.ip + parsed.ip_length;
+    let transport = if quoted.answers.protocol == u32::from(UDP) {
+        size_of::<UdpHdr>()
+    } else {
+        size_of::<Tcp>()
+    };
+    let end = quoted.transport + transport as u32;
+    let summed = end <= parsed.ip + parsed.ip_length;
+    if summed {
+        // It must be there before anything is written: of a frame in pieces
+        // only the first can be touched.
+        packet.at::<[u8; 2]>(end - 2)?;
+    }
     let mut change = Delta(0);
     match parsed.family {
         Family::V4 => {
@@ -166,7 +177,7 @@ fn translate(packet: &mut impl Packet, room: &Room) -> Result<(), Verdict> {
             change = change.and(Delta(flow.ip_delta));
         }
     }
-    change = change.and(ports(packet, quoted, end)?);
+    change = change.and(ports(packet, quoted, summed)?);
     let icmp = packet.at::<Icmp>(parsed.transport)?;
     icmp.check = change.apply(icmp.check);
     Ok(())
@@ -174,7 +185,7 @@ fn translate(packet: &mut impl Packet, room: &Room) -> Result<(), Verdict> {
 
 /// Translates the quoted ports, and the checksum if that much is quoted.
 #[inline(always)]
-fn ports(packet: &mut impl Packet, quoted: &Quoted, end: u32) -> Result<Delta, Verdict> {
+fn ports(packet: &mut impl Packet, quoted: &Quoted, summed: bool) -> Result<Delta, Verdict> {
     let Flow {
         src_port, dst_port, ..
     } = quoted.packet;
@@ -183,21 +194,22 @@ fn ports(packet: &mut impl Packet, quoted: &Quoted, end: u32) -> Result<Delta, V
     change = change.and(exchange(ports.dst, src_port.to_wire()));
     ports.src = dst_port.to_wire();
     ports.dst = src_port.to_wire();
+    if !summed {
+        return Ok(change);
+    }
     let delta = Delta(quoted.packet.transport_delta);
-    if quoted.answers.protocol == u32::from(UDP) {
-        if quoted.transport + size_of::<UdpHdr>() as u32 <= end {
-            let udp = packet.at::<UdpHdr>(quoted.transport)?;
-            let before = udp.check;
-            udp.check = nat::udp_checksum(before, delta);
-            change = change.and(exchange(before, udp.check));
-        }
-    } else if quoted.transport + size_of::<Tcp>() as u32 <= end {
+    let [before, now] = if quoted.answers.protocol == u32::from(UDP) {
+        let udp = packet.at::<UdpHdr>(quoted.transport)?;
+        let before = udp.check;
+        udp.check = nat::udp_checksum(before, delta);
+        [before, udp.check]
+    } else {
         let tcp = packet.at::<Tcp>(quoted.transport)?;
         let before = tcp.check;
         tcp.check = delta.apply(before);
-        change = change.and(exchange(before, tcp.check));
-    }
-    Ok(change)
+        [before, tcp.check]
+    };
+    Ok(change.and(exchange(before, now)))
 }
 
 #[inline(always)]

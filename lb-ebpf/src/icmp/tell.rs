@@ -29,6 +29,9 @@ const TTL: u8 = 64;
 const LONGEST_V4: u32 = 576;
 const LONGEST_V6: u32 = 1280;
 
+/// How much of what the IP packet carries is quoted at least.
+const LEAST: u32 = 8;
+
 /// How many bytes are summed up at a time.
 const PIECE: u32 = 32;
 
@@ -64,7 +67,13 @@ fn write(packet: &mut impl Packet, room: &mut Room, why: Verdict) -> Result<Verd
     let parsed = &room.parsed;
     let family = parsed.family;
     let front = front(family);
-    let quote = quote(family, parsed.ip_length);
+    let mut quote = quote(family, parsed.ip_length);
+    if packet.at::<[u8; 4]>(parsed.ip + quote - 4).is_err() {
+        // Of a frame in pieces only the first can be read, and what cannot be
+        // summed up is not quoted: the least that is told (RFC 792).
+        quote = parsed.transport.wrapping_sub(parsed.ip) + LEAST;
+        packet.at::<[u8; 4]>(parsed.ip + quote - 4)?;
+    }
     let links = *packet.at::<[u8; 12]>(0)?;
     packet.shift_head(front as i32)?;
     packet.cut_to(parsed.ip + front + quote)?;
