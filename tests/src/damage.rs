@@ -1,6 +1,10 @@
 //! Damage done to frames, by a seed: bytes flipped, fields overwritten with
 //! values at the edges, bytes inserted and removed, two frames spliced.
 //!
+//! One frame of four is changed with understanding first: it gets or loses a
+//! tag, IPv4 options or an IPv6 extension header, becomes a fragment, has come
+//! far, or is longer or shorter than it was, and its lengths say so.
+//!
 //! Half of the damaged frames have their checksums put right again, so that
 //! they are lies rather than noise, and a checksum that is spoiled on the way
 //! shows.
@@ -35,10 +39,19 @@ const HEADERS: usize = 128;
 /// a packet inside one of IPv4, and of IPv6; and of one quoted in either.
 const LENGTHS: [usize; 12] = [16, 18, 20, 22, 24, 26, 36, 38, 56, 58, 44, 66];
 
-/// Damages a frame one to three times. `others` are frames to splice it with.
+/// How long a frame becomes at most: longer than any MTU of the tests.
+const LONGEST: usize = 1600;
+
+/// Damages a frame up to three times, or changes it with understanding first.
+/// `others` are frames to splice it with.
 pub fn damaged(rng: &mut Rng, frame: &[u8], others: &[&[u8]]) -> Vec<u8> {
     let mut bytes = frame.to_vec();
-    for _ in 0..rng.usize(1..=3) {
+    let understood = rng.u8(0..4) == 0;
+    if understood {
+        change(rng, &mut bytes);
+    }
+    let least = usize::from(!understood);
+    for _ in 0..rng.usize(least..=3) {
         match rng.u8(0..12) {
             0..4 => flip(rng, &mut bytes),
             4..8 => overwrite(rng, &mut bytes),
@@ -52,6 +65,117 @@ pub fn damaged(rng: &mut Rng, frame: &[u8], others: &[&[u8]]) -> Vec<u8> {
         mend(&mut bytes);
     }
     bytes
+}
+
+/// Changes the frame into another that makes sense, if it is one of IP.
+fn change(rng: &mut Rng, bytes: &mut Vec<u8>) {
+    let Some(Packet { v4, start }) = packet(bytes) else {
+        return;
+    };
+    match rng.u8(0..8) {
+        0 => tag(rng, bytes),
+        1 => drop(bytes.drain(12..start - 2)),
+        2 if v4 => options(rng, bytes, start),
+        2 => extension(rng, bytes, start),
+        3 if v4 => fragment(rng, &mut bytes[start + 6..start + 8]),
+        3 => fragment_header(rng, bytes, start),
+        4 => bytes[start + if v4 { 8 } else { 7 }] = rng.u8(0..3),
+        // Whether it may be fragmented.
+        5 if v4 => bytes[start + 6] ^= 0x40,
+        6 => {
+            let length = bytes.len() - rng.usize(0..=bytes.len() - start - 40);
+            bytes.truncate(length);
+            claim(bytes, v4, start);
+        }
+        _ => {
+            let length = rng.usize(bytes.len()..=LONGEST.max(bytes.len()));
+            lengthen(rng, bytes, length);
+        }
+    }
+}
+
+/// Makes the frame this long, if it is shorter, and says so in its IP header.
+pub fn lengthen(rng: &mut Rng, bytes: &mut Vec<u8>, length: usize) {
+    let Some(Packet { v4, start }) = packet(bytes) else {
+        return;
+    };
+    let filler = rng.u8(..);
+    bytes.resize(length.max(bytes.len()), filler);
+    claim(bytes, v4, start);
+}
+
+/// The IP packet in a frame.
+struct Packet {
+    v4: bool,
+    start: usize,
+}
+
+/// Where the IP packet is, behind up to two tags, if it has 40 bytes at least.
+fn packet(bytes: &[u8]) -> Option<Packet> {
+    let (v4, start) =
+        [14, 18, 22]
+            .into_iter()
+            .find_map(|start| match bytes.get(start - 2..start)? {
+                [0x08, 0x00] => Some((true, start)),
+                [0x86, 0xdd] => Some((false, start)),
+                _ => None,
+            })?;
+    (bytes.len() >= start + 40).then_some(Packet { v4, start })
+}
+
+/// Makes the IP length that of the frame.
+fn claim(bytes: &mut [u8], v4: bool, start: usize) {
+    let (place, header) = if v4 { (2, 0) } else { (4, 40) };
+    let length = (bytes.len() - start - header) as u16;
+    bytes[start + place..start + place + 2].copy_from_slice(&length.to_be_bytes());
+}
+
+fn tag(rng: &mut Rng, bytes: &mut Vec<u8>) {
+    let [high, low] = [[0x81, 0x00], [0x88, 0xa8], [0x91, 0x00]][rng.usize(0..3)];
+    let number = [10, 20, 30, rng.u8(..)][rng.usize(0..4)];
+    let priority = if rng.bool() { 0 } else { rng.u8(..) };
+    bytes.splice(12..12, [high, low, priority, number]);
+}
+
+fn options(rng: &mut Rng, bytes: &mut Vec<u8>, start: usize) {
+    let words = rng.u8(1..=10).min(15 - (bytes[start] & 15));
+    // No operation, which may stand anywhere (RFC 791, section 3.1).
+    bytes.splice(start + 20..start + 20, vec![1; usize::from(words) * 4]);
+    bytes[start] += words;
+    claim(bytes, true, start);
+}
+
+/// Hop-by-hop options, routing, destination options, authentication.
+fn extension(rng: &mut Rng, bytes: &mut Vec<u8>, start: usize) {
+    let kind = [0, 43, 60, 51][rng.usize(0..4)];
+    for _ in 0..rng.usize(1..=4) {
+        let units = rng.u8(0..4);
+        let mut header = vec![0; 8 * (usize::from(units) + 1)];
+        header[0] = bytes[start + 6];
+        header[1] = units;
+        bytes.splice(start + 40..start + 40, header);
+        bytes[start + 6] = kind;
+    }
+    claim(bytes, false, start);
+}
+
+fn fragment_header(rng: &mut Rng, bytes: &mut Vec<u8>, start: usize) {
+    let mut header = [bytes[start + 6], 0, 0, 0, 0, 0, 0, rng.u8(0..4)];
+    fragment(rng, &mut header[2..4]);
+    // IPv6 has the bit and the place the other way round.
+    let v4 = u16::from_be_bytes([header[2], header[3]]);
+    let v6 = (v4 & 0x1fff) << 3 | (v4 >> 13 & 1);
+    header[2..4].copy_from_slice(&v6.to_be_bytes());
+    bytes.splice(start + 40..start + 40, header);
+    bytes[start + 6] = 44;
+    claim(bytes, false, start);
+}
+
+/// The first, one between, the last, or none after all.
+fn fragment(rng: &mut Rng, field: &mut [u8]) {
+    let more = u16::from(rng.bool()) << 13;
+    let place = if rng.bool() { 0 } else { rng.u16(1..200) };
+    field.copy_from_slice(&(more | place).to_be_bytes());
 }
 
 /// A place in the headers three times of four, else anywhere.
@@ -122,6 +246,8 @@ fn splice(rng: &mut Rng, bytes: &mut Vec<u8>, others: &[&[u8]]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checksum::checksums_hold;
+    use crate::frame::{tcp, udp};
 
     #[test]
     fn the_same_seed_does_the_same_damage() {
@@ -135,6 +261,28 @@ mod tests {
         };
         assert_eq!(all(1), all(1));
         assert_ne!(all(1), all(2));
+    }
+
+    #[test]
+    fn what_is_changed_with_understanding_still_makes_sense() {
+        let frames = [
+            tcp("10.0.0.1:1", "10.0.0.2:2").syn().payload(b"odd"),
+            udp("[fd00::1]:1", "[fd00::2]:2").payload(b"even"),
+            tcp("[fd00::1]:1", "[fd00::2]:2").tagged(1),
+        ];
+        let mut rng = Rng::with_seed(5);
+        for frame in frames {
+            for _ in 0..2000 {
+                let mut bytes = frame.bytes();
+                change(&mut rng, &mut bytes);
+                let Packet { v4, start } = packet(&bytes).expect("it is still of IP");
+                let mut claimed = bytes.clone();
+                claim(&mut claimed, v4, start);
+                assert_eq!(claimed, bytes, "its length lies");
+                mend(&mut bytes);
+                assert!(checksums_hold(&bytes), "{bytes:02x?}");
+            }
+        }
     }
 
     #[test]
