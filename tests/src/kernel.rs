@@ -36,6 +36,10 @@ use crate::world::{Outcome, ROOM, Service, Side, State, World};
 /// The shortest frame that `BPF_PROG_TEST_RUN` takes: an Ethernet header.
 pub const SHORTEST: usize = 14;
 
+/// The program's flavours: the one that takes frames in one piece, and the one
+/// that takes them in several.
+pub const PROGRAMS: [&str; 2] = ["lb", "lb_frags"];
+
 /// Entries of each flow table: far more than any test makes, because the
 /// kernel begins to evict before a table is quite full.
 const FLOWS: u32 = 16_384;
@@ -106,13 +110,49 @@ fn make_network() -> Result<()> {
 
 /// The kernel as a side: one load of the program for each set of settings
 /// that was asked for.
-#[derive(Default)]
 pub struct Kernel {
+    name: &'static str,
     loads: Vec<Load>,
     current: usize,
 }
 
+impl Default for Kernel {
+    fn default() -> Self {
+        Self::of(PROGRAMS[0])
+    }
+}
+
 impl Kernel {
+    /// With this one of the [`PROGRAMS`].
+    pub fn of(name: &'static str) -> Self {
+        Self {
+            name,
+            loads: Vec::new(),
+            current: 0,
+        }
+    }
+
+    /// A frame comes in, of which only so many bytes are in the first piece.
+    /// Needs a program that takes several, and Linux 6.18.
+    pub fn arrive_in_pieces(&self, frame: &[u8], first: usize, ingress: u32) -> Result<Outcome> {
+        self.load()?.run(frame, first, ingress)
+    }
+
+    /// How many packets have ended in each of these verdicts.
+    pub fn counts<const N: usize>(&self, verdicts: [Verdict; N]) -> Result<[u64; N]> {
+        let load = self.load()?;
+        let mut counts = [0; N];
+        for (count, verdict) in counts.iter_mut().zip(verdicts) {
+            *count = load.count(verdict)?;
+        }
+        Ok(counts)
+    }
+
+    /// Packets by verdict, where there were any.
+    pub fn verdicts(&self) -> Result<BTreeMap<Verdict, u64>> {
+        self.load()?.verdicts()
+    }
+
     fn load(&self) -> Result<&Load> {
         self.loads
             .get(self.current)
@@ -132,7 +172,7 @@ impl Side for Kernel {
         self.current = match known {
             Some(place) => place,
             None => {
-                self.loads.push(Load::new(world.settings)?);
+                self.loads.push(Load::new(self.name, world.settings)?);
                 self.loads.len() - 1
             }
         };
@@ -140,7 +180,7 @@ impl Side for Kernel {
     }
 
     fn arrive(&mut self, frame: &[u8], ingress: u32) -> Result<Outcome> {
-        self.load()?.run(frame, ingress)
+        self.load()?.run(frame, frame.len(), ingress)
     }
 
     fn lose(&mut self, stage: Stage, key: &FlowKey) -> Result<()> {
@@ -159,6 +199,7 @@ impl Side for Kernel {
 
 /// The program, loaded, with its maps.
 struct Load {
+    name: &'static str,
     settings: Settings,
     program: Ebpf,
     endpoints: HashMap<MapData, EndpointBytes, PartyBytes>,
@@ -182,7 +223,7 @@ struct Load {
 }
 
 impl Load {
-    fn new(settings: Settings) -> Result<Self> {
+    fn new(name: &'static str, settings: Settings) -> Result<Self> {
         let mut loader = EbpfLoader::new();
         loader.override_global("SETTINGS", bytes_of(&settings), true);
         // Silent: what the program logs is no part of what it does.
@@ -202,8 +243,8 @@ impl Load {
             .load(lb_userspace::dataplane::PROGRAM)
             .context("cannot read the XDP program")?;
         let xdp: &mut Xdp = program
-            .program_mut("lb")
-            .context("the object holds no program `lb`")?
+            .program_mut(name)
+            .with_context(|| format!("the object holds no program `{name}`"))?
             .try_into()?;
         xdp.load().context("the kernel refused the XDP program")?;
         let mut devices: DevMapHash<MapData> = take(&mut program, "DEVICES")?;
@@ -219,6 +260,7 @@ impl Load {
             exits.insert(index, cast::<_, TaggedBytes>(frames), 0)?;
         }
         Ok(Self {
+            name,
             settings,
             endpoints: take(&mut program, "ENDPOINTS")?,
             backends: take(&mut program, "BACKENDS")?,
@@ -321,15 +363,15 @@ impl Load {
         Ok(())
     }
 
-    fn run(&self, frame: &[u8], ingress: u32) -> Result<Outcome> {
+    fn run(&self, frame: &[u8], first: usize, ingress: u32) -> Result<Outcome> {
         let xdp: &Xdp = self
             .program
-            .program("lb")
-            .context("the object holds no program `lb`")?
+            .program(self.name)
+            .context("the program is gone from its object")?
             .try_into()?;
         // struct xdp_md (linux/bpf.h): data, data_end, data_meta,
         // ingress_ifindex, rx_queue_index, egress_ifindex.
-        let context = [0, frame.len() as u32, 0, ingress, 0, 0];
+        let context = [0, first as u32, 0, ingress, 0, 0];
         let mut out = vec![0; frame.len() + 128];
         let result = xdp.test_run(TestRunOptions {
             data_in: Some(frame),
@@ -350,6 +392,21 @@ impl Load {
         Ok(Outcome { action, frame: out })
     }
 
+    fn count(&self, verdict: Verdict) -> Result<u64> {
+        Ok(self.verdicts.get(&(verdict as u32), 0)?.iter().sum())
+    }
+
+    fn verdicts(&self) -> Result<BTreeMap<Verdict, u64>> {
+        let mut verdicts = BTreeMap::new();
+        for verdict in Verdict::ALL {
+            let count = self.count(*verdict)?;
+            if count > 0 {
+                verdicts.insert(*verdict, count);
+            }
+        }
+        Ok(verdicts)
+    }
+
     fn state(&self) -> Result<State> {
         let mut state = State {
             established: flows(&self.established)?,
@@ -357,6 +414,7 @@ impl Load {
             fragments: fragments(&self.fragments)?,
             services: traffic(&self.service_traffic)?,
             backends: traffic(&self.backend_traffic)?,
+            verdicts: self.verdicts()?,
             ..State::default()
         };
         let turning = self.handed_over.iter().take(self.turning);
@@ -364,12 +422,6 @@ impl Load {
             state
                 .turns
                 .insert(service as u32, words.get(&sequence::CURSOR, 0)?);
-        }
-        for verdict in Verdict::ALL {
-            let count = self.verdicts.get(&(*verdict as u32), 0)?.iter().sum();
-            if count > 0 {
-                state.verdicts.insert(*verdict, count);
-            }
         }
         for entry in self.drops.iter() {
             let (key, counts) = entry?;
