@@ -63,7 +63,10 @@ pub fn route(
         Ok(()) if mode == forward::DSR && room.way.hop.router != 0 => Err(Verdict::NotOnLink),
         Ok(()) => leave(packet, tables, room, ends),
         Err(Verdict::NeighbourPending) if mode == forward::DSR => Err(Verdict::NeighbourUnknown),
-        Err(Verdict::TooBig) if mode != forward::DSR && room.parsed.divisible != 0 => {
+        // Within IPv6 nobody cuts up what is under way (RFC 8200, section 4.5).
+        Err(Verdict::TooBig)
+            if mode != forward::DSR && room.parsed.divisible != 0 && room.query.dst.is_v4() =>
+        {
             Ok(Verdict::FragmentedByHost)
         }
         Err(verdict @ (Verdict::NeighbourPending | Verdict::LocalDestination)) => Ok(verdict),
