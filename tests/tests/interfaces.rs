@@ -183,6 +183,14 @@ fn an_interface_that_is_taken_down_and_up_has_its_addresses_again() -> Result<()
     let own = format!("{}/64", net.balancer.v6);
     net.balancer
         .run("ip", &["addr", "replace", &own, "dev", "eth0", "nodad"])?;
+    wait_until("the services' addresses are there again", BOUND, || {
+        let listed = net.balancer.run("ip", &["addr", "show", "dev", "eth0"])?;
+        Ok(Family::ALL
+            .iter()
+            .all(|family| listed.contains(&format!("{}/", family.vip()))))
+    })?;
+    // Whoever asks anew finds them, too.
+    net.client.run("ip", &["neigh", "flush", "all"])?;
     served_again(&net, &balancer, &services)
 }
 
