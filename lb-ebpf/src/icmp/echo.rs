@@ -59,6 +59,11 @@ pub(super) fn answer(
     icmp.kind = to;
     let delta = Delta::port(Be16::from_wire([from, 0]), Be16::from_wire([to, 0]));
     icmp.check = delta.apply(icmp.check);
+    if (to, icmp.check, icmp.rest) == (v4::ECHO_REPLY, [0; 2], [0; 4]) {
+        // Perhaps all of the message is zero: then its sum would be 0000, and not
+        // the ffff that the receiver looks for. If not, either form will do.
+        icmp.check = [0xff; 2];
+    }
     rewrite::turn_round(packet)?;
     Ok(Verdict::EchoReply)
 }
