@@ -13,7 +13,7 @@
 use lb_common::Verdict;
 use lb_common::abi::ICMP;
 
-use crate::packet::{Icmp, Packet};
+use crate::packet::{Ethernet, Icmp, Packet};
 use crate::parse::Part;
 use crate::room::Room;
 use crate::tables::Tables;
@@ -80,5 +80,16 @@ pub fn receive(
         }
     } else {
         Err(Verdict::NotTransport)
+    }
+}
+
+/// Whether a frame was sent to many, to whom nothing is answered (RFC 1122,
+/// sections 3.2.2 and 3.3.6): its destination is no link's own address.
+#[inline(always)]
+fn to_many(packet: &mut impl Packet) -> bool {
+    const GROUP: u8 = 1;
+    match packet.at::<Ethernet>(0) {
+        Ok(ethernet) => ethernet.dst[0] & GROUP != 0,
+        Err(_) => true,
     }
 }

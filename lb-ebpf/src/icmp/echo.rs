@@ -1,14 +1,14 @@
 //! The answer to a ping (RFC 792; RFC 4443, section 4.2).
 //!
 //! It goes back the way the question came. What is special about a question
-//! (options, a length that lies, a source that nobody can have) is left to the
-//! host, which has the address too.
+//! (options, a length that lies, a source that nobody can have, a frame that was
+//! sent to many) is left to the host, which has the address too.
 
 use lb_common::checksum::Delta;
 use lb_common::{Be16, Verdict};
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
-use super::{v4, v6};
+use super::{to_many, v4, v6};
 use crate::guard;
 use crate::packet::{Icmp, Packet};
 use crate::parse::Family;
@@ -33,6 +33,7 @@ pub(super) fn answer(
     if !plain
         || u64::from(end) > packet.length()
         || end < parsed.transport + size_of::<Icmp>() as u32
+        || to_many(packet)
         || !guard::may_send(&parsed.key.src)
         || !is_service_address(tables, parsed.key.dst)
     {

@@ -13,9 +13,9 @@ use lb_common::abi::{ICMP, ICMPV6};
 use lb_common::checksum::{self, Sum};
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
-use super::{v4, v6};
+use super::{to_many, v4, v6};
 use crate::guard;
-use crate::packet::{Ethernet, Icmp, Packet};
+use crate::packet::{Icmp, Packet};
 use crate::parse::{Family, Parsed, Part};
 use crate::rewrite;
 use crate::room::{Room, Walk};
@@ -54,12 +54,7 @@ pub fn tell(
 /// that came from nobody, or that is only a part (RFC 1122, section 3.2.2).
 #[inline(always)]
 fn deserves(packet: &mut impl Packet, parsed: &Parsed) -> bool {
-    const GROUP: u8 = 1;
-    let to_many = match packet.at::<Ethernet>(0) {
-        Ok(ethernet) => ethernet.dst[0] & GROUP != 0,
-        Err(_) => true,
-    };
-    !to_many && parsed.part != Part::Later && guard::may_send(&parsed.key.src)
+    !to_many(packet) && parsed.part != Part::Later && guard::may_send(&parsed.key.src)
 }
 
 #[inline(always)]
