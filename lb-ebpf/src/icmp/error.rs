@@ -6,6 +6,7 @@ use lb_common::{Address, Be16, Verdict};
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use network_types::udp::UdpHdr;
 
+use crate::guard;
 use crate::packet::{Icmp, Packet, Ports, Tcp};
 use crate::parse::{Family, Parsed};
 use crate::rewrite::{self, nat};
@@ -43,7 +44,8 @@ pub(super) fn untold(verdict: Verdict) -> Verdict {
 
 /// Reads the ends of the quoted packet, and turns them round: the key of its
 /// answers. A quoted packet that is none of TCP or UDP, or whose ports are not
-/// in it, is about nothing that was balanced.
+/// in it, is nothing that was balanced; what stands behind the end of the error
+/// is not quoted. And nobody believes an error that has no sender.
 #[inline(never)]
 fn read(packet: &mut impl Packet, parsed: &Parsed, quoted: &mut Quoted) -> Result<(), Verdict> {
     const FRAGMENT_PLACE: u16 = 0x1fff;
@@ -77,7 +79,12 @@ fn read(packet: &mut impl Packet, parsed: &Parsed, quoted: &mut Quoted) -> Resul
     }
     let protocol = quoted.answers.protocol;
     let to_sender = quoted.answers.dst == parsed.key.dst;
-    if !to_sender || (protocol != u32::from(TCP) && protocol != u32::from(UDP)) {
+    let least = quoted.transport + size_of::<Ports>() as u32;
+    if !to_sender
+        || (protocol != u32::from(TCP) && protocol != u32::from(UDP))
+        || least > parsed.ip + parsed.ip_length
+        || !guard::may_send(&parsed.key.src)
+    {
         return Err(Verdict::NotTransport);
     }
     let ports = packet.at::<Ports>(quoted.transport).map_err(foreign)?;
