@@ -13,6 +13,8 @@ use std::process::{Command, Output};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
+use crate::checksum::checksums;
+
 /// Debian's, which has scapy; the first in the path may be another.
 const PYTHON: &str = "/usr/bin/python3";
 
@@ -63,10 +65,23 @@ pub fn second_opinion(frames: &[Vec<u8>]) -> Result<Judgement> {
         tshark.args(["-e", field]);
     }
     let said = ask(tshark.arg("-r"), &[frames.to_vec()])?;
-    let judgement = read_statuses(&said).with_context(|| misunderstood(&said))?;
+    let mut judgement = read_statuses(&said).with_context(|| misunderstood(&said))?;
     let lines = said.iter().filter(|byte| **byte == b'\n').count();
     ensure!(lines == frames.len(), "tshark has read only {lines} frames");
+    (judgement.objections)
+        .retain(|(frame, text)| !text.starts_with("tcp") || !quotes_a_part(&frames[*frame]));
     Ok(judgement)
+}
+
+/// Whether the frame is an error about a segment whose end is not quoted: tshark
+/// takes what there is of it for all.
+fn quotes_a_part(frame: &[u8]) -> bool {
+    let mut packet = &checksums(frame);
+    let mut quoted = false;
+    while let Some(inside) = &packet.inner {
+        (packet, quoted) = (inside, true);
+    }
+    quoted && packet.transport.is_none()
 }
 
 /// What a judge says of these frames, which it takes as its last argument.
