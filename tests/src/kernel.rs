@@ -67,6 +67,7 @@ type Traffics = PerCpuArray<MapData, TrafficBytes>;
 /// the network of [`crate::network`].
 pub fn in_namespace<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let in_thread = || {
+        stay_on_this_cpu()?;
         enter_new_namespace()?;
         make_network()?;
         work()
@@ -75,6 +76,13 @@ pub fn in_namespace<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<
         Ok(result) => result,
         Err(panicked) => panic::resume_unwind(panicked),
     })
+}
+
+/// What the program limits, it limits for each CPU.
+fn stay_on_this_cpu() -> Result<()> {
+    let mut cpus = rustix::thread::CpuSet::new();
+    cpus.set(rustix::thread::sched_getcpu());
+    rustix::thread::sched_setaffinity(None, &cpus).context("cannot choose a CPU")
 }
 
 fn enter_new_namespace() -> Result<()> {
