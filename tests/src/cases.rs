@@ -19,11 +19,15 @@ use crate::network::{Device, LAN, WAN};
 use crate::world::{State, World};
 
 mod connection;
+mod echo;
 mod ending;
+mod errors;
+mod mss;
 mod passing;
 mod refused;
 mod rewriting;
 mod routes;
+mod told;
 
 /// The backend's initial sequence number in every connection of the cases.
 pub const ISN: u32 = 0xfedc_ba00;
@@ -306,6 +310,10 @@ pub fn all() -> Vec<Case> {
         routes::cases(),
         rewriting::cases(),
         passing::cases(),
+        echo::cases(),
+        errors::cases(),
+        told::cases(),
+        mss::cases(),
     ]
     .into_iter()
     .flatten()
@@ -317,9 +325,10 @@ fn protocol_name(protocol: u8) -> &'static str {
 }
 
 fn mode_name(mode: u8) -> &'static str {
-    if mode == forward::FULL_NAT {
-        "full-nat"
-    } else {
-        "nat"
+    match mode {
+        forward::FULL_NAT => "full-nat",
+        forward::NAT => "nat",
+        forward::DSR => "dsr",
+        _ => "tunnel",
     }
 }
