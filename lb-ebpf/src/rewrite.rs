@@ -51,7 +51,9 @@ pub fn rewrite(
     if room.max_mss != 0 {
         mss::limit(packet, room)?;
     }
-    if room.way.direct != 0 {
+    // The host's stack takes one off what it sends on, but not off what is in a
+    // tunnel (RFC 2003, section 3.1).
+    if room.way.direct != 0 || mode == forward::TUNNEL {
         decrement_ttl(packet, &room.parsed)?;
     }
     if mode == forward::TUNNEL {

@@ -27,6 +27,9 @@ use crate::tables::Tables;
 /// (IEEE 802.1Q, section 9.6).
 const TAG_NUMBER: u32 = u32::from_ne_bytes([0xff, 0xff, 0x0f, 0xff]);
 
+/// Every link carries IPv6 packets of this length (RFC 8200, section 5).
+const LEAST_V6: u32 = 1280;
+
 /// How a packet ends that goes the way that was found.
 #[derive(Clone, Copy)]
 struct Ends {
@@ -63,15 +66,30 @@ pub fn route(
         Ok(()) if mode == forward::DSR && room.way.hop.router != 0 => Err(Verdict::NotOnLink),
         Ok(()) => leave(packet, tables, room, ends),
         Err(Verdict::NeighbourPending) if mode == forward::DSR => Err(Verdict::NeighbourUnknown),
-        // Within IPv6 nobody cuts up what is under way (RFC 8200, section 4.5).
-        Err(Verdict::TooBig)
-            if mode != forward::DSR && room.parsed.divisible != 0 && room.query.dst.is_v4() =>
-        {
+        Err(Verdict::TooBig) if mode != forward::DSR && divisible(room) => {
             Ok(Verdict::FragmentedByHost)
         }
         Err(verdict @ (Verdict::NeighbourPending | Verdict::LocalDestination)) => Ok(verdict),
         Err(verdict) => Err(verdict),
     }
+}
+
+/// Whether the host's stack cuts the packet up where it does not fit: in IPv4
+/// what may be so, in IPv6 nothing that is under way (RFC 8200, section 4.5). An
+/// IPv6 packet that every link has to carry is not refused but carried in pieces
+/// of the IPv4 packet around it (RFC 4213, section 3.2.1).
+#[inline(always)]
+fn divisible(room: &mut Room) -> bool {
+    let Room {
+        parsed, query, way, ..
+    } = room;
+    if !query.dst.is_v4() {
+        return false;
+    }
+    if way.wrapping != 0 && parsed.family == Family::V6 && parsed.ip_length <= LEAST_V6 {
+        parsed.divisible = 1;
+    }
+    parsed.divisible != 0
 }
 
 /// The question to the routing table: about the outer header, if there will be
@@ -179,8 +197,7 @@ fn by_another(
 pub fn largest(room: &Room) -> u32 {
     let least = match room.parsed.family {
         Family::V4 => 68,
-        // RFC 8200, section 5: every link carries as much.
-        Family::V6 => 1280,
+        Family::V6 => LEAST_V6,
     };
     let room_inside = room.query.mtu.wrapping_sub(room.way.wrapping);
     if room_inside < least || room_inside > room.query.mtu {
