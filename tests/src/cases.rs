@@ -19,6 +19,7 @@ use crate::network::{Device, LAN, WAN};
 use crate::world::{State, World};
 
 mod connection;
+mod dsr;
 mod echo;
 mod ending;
 mod errors;
@@ -28,6 +29,7 @@ mod refused;
 mod rewriting;
 mod routes;
 mod told;
+mod tunnel;
 
 /// The backend's initial sequence number in every connection of the cases.
 pub const ISN: u32 = 0xfedc_ba00;
@@ -314,6 +316,8 @@ pub fn all() -> Vec<Case> {
         errors::cases(),
         told::cases(),
         mss::cases(),
+        dsr::cases(),
+        tunnel::cases(),
     ]
     .into_iter()
     .flatten()

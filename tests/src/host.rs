@@ -19,7 +19,7 @@ use crate::network;
 use crate::world::{Outcome, ROOM, Side, State, World};
 
 /// What there is in front of a frame in the kernel (`XDP_PACKET_HEADROOM`).
-const HEADROOM: usize = 256;
+pub const HEADROOM: usize = 256;
 
 /// A frame on the host.
 pub struct HostPacket {
@@ -27,6 +27,8 @@ pub struct HostPacket {
     pub bytes: Vec<u8>,
     /// The index of the interface it came in by.
     pub ingress: u32,
+    /// How many more bytes there is room for in front of them.
+    pub headroom: usize,
 }
 
 impl Packet for HostPacket {
@@ -44,7 +46,7 @@ impl Packet for HostPacket {
 
     fn shift_head(&mut self, bytes: i32) -> Result<(), Verdict> {
         match usize::try_from(bytes) {
-            Ok(more) if more <= HEADROOM => {
+            Ok(more) if more <= self.headroom => {
                 // Not zero: nothing may rely on it.
                 self.bytes.splice(0..0, std::iter::repeat_n(0xdb, more));
                 Ok(())
@@ -88,6 +90,7 @@ pub struct HostTables {
     backends: HashMap<u32, Backend>,
     sequences: HashMap<u32, Sequence>,
     room_for_flows: usize,
+    headroom: usize,
     arena: FrozenVec<Box<Flow>>,
     established: RefCell<HashMap<FlowKey, usize>>,
     unfinished: RefCell<HashMap<FlowKey, usize>>,
@@ -118,6 +121,7 @@ impl HostTables {
                 .map(|service| (service.number, sequence(service)))
                 .collect(),
             room_for_flows: world.room_for_flows,
+            headroom: world.headroom,
             arena: FrozenVec::new(),
             established: RefCell::default(),
             unfinished: RefCell::default(),
@@ -363,6 +367,7 @@ impl Side for Host {
         let mut packet = HostPacket {
             bytes: frame.to_vec(),
             ingress,
+            headroom: self.tables.headroom,
         };
         let verdict = lb_ebpf::process(&mut packet, &self.tables, &mut self.room);
         Ok(Outcome {

@@ -12,6 +12,7 @@ use lb_common::{Action, Address, Be16, Verdict};
 use lb_ebpf::Stage;
 
 use crate::frame::end;
+use crate::host::HEADROOM;
 
 /// Nothing happens because time passes.
 pub const STEADY: Settings = Settings {
@@ -69,6 +70,8 @@ pub struct World {
     /// How many flows each table takes on the host before it refuses; the
     /// kernel's evict instead.
     pub room_for_flows: usize,
+    /// How much room there is in front of a frame on the host.
+    pub headroom: usize,
 }
 
 impl World {
@@ -79,6 +82,7 @@ impl World {
             services: Vec::new(),
             backends: Vec::new(),
             room_for_flows: usize::MAX,
+            headroom: HEADROOM,
         }
     }
 
@@ -130,6 +134,12 @@ impl World {
     /// With flow tables that refuse more than this many entries.
     pub fn room_for_flows(mut self, entries: usize) -> Self {
         self.room_for_flows = entries;
+        self
+    }
+
+    /// With a driver that leaves this much room in front of a frame.
+    pub fn headroom(mut self, bytes: usize) -> Self {
+        self.headroom = bytes;
         self
     }
 

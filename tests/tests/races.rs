@@ -12,7 +12,7 @@ use lb_common::flow::{ANSWERED, BACKEND_FIN, CLIENT_FIN};
 use lb_ebpf::steer::Attribution;
 use lb_ebpf::{Hop, RouteQuery, Stage, Tables};
 use tests::frame::{Frame, key, tcp};
-use tests::host::{Host, HostPacket, HostTables, room};
+use tests::host::{HEADROOM, Host, HostPacket, HostTables, room};
 use tests::network::{LAN, WAN};
 use tests::world::{Side as _, World};
 
@@ -73,6 +73,7 @@ fn a_port_that_another_takes_between_the_look_and_the_claim_is_left_to_it() -> R
     let mut packet = HostPacket {
         bytes: tcp("198.51.100.7:51001", SERVICE).syn().bytes(),
         ingress: WAN.index,
+        headroom: HEADROOM,
     };
     let verdict = lb_ebpf::process(&mut packet, &meddled, &mut room());
     assert_eq!(verdict, Verdict::PortsExhausted);

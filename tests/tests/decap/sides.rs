@@ -14,7 +14,7 @@ use lb_common::{Action, Address};
 use lb_ebpf::decap::{Trust, decap};
 use lb_userspace::config::value;
 use lb_userspace::decap::PROGRAM;
-use tests::host::HostPacket;
+use tests::host::{HEADROOM, HostPacket};
 
 /// The addresses of the host on which all cases play.
 pub(crate) const OURS: [&str; 2] = ["10.9.0.17", "fd09::11"];
@@ -49,6 +49,7 @@ impl Side for Host {
         let mut packet = HostPacket {
             bytes: frame.to_vec(),
             ingress: 1,
+            headroom: HEADROOM,
         };
         let outcome = decap(&mut packet, self);
         Ok(Done {
