@@ -23,6 +23,8 @@ mod dsr;
 mod echo;
 mod ending;
 mod errors;
+mod extensions;
+mod fragments;
 mod mss;
 mod passing;
 mod refused;
@@ -318,6 +320,8 @@ pub fn all() -> Vec<Case> {
         mss::cases(),
         dsr::cases(),
         tunnel::cases(),
+        fragments::cases(),
+        extensions::cases(),
     ]
     .into_iter()
     .flatten()
