@@ -30,6 +30,7 @@ mod passing;
 mod refused;
 mod rewriting;
 mod routes;
+mod tags;
 mod told;
 mod tunnel;
 
@@ -320,6 +321,7 @@ pub fn all() -> Vec<Case> {
         mss::cases(),
         dsr::cases(),
         tunnel::cases(),
+        tags::cases(),
         fragments::cases(),
         extensions::cases(),
     ]

@@ -85,7 +85,7 @@ impl Through {
     }
 
     /// To this backend.
-    fn to(mut self, backend: &'static str) -> Self {
+    pub(super) fn to(mut self, backend: &'static str) -> Self {
         let v4 = !backend.starts_with('[');
         self.source = source(&STEADY, &self.talk.forward_key(), v4);
         self.backend = backend;
