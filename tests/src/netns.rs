@@ -9,6 +9,8 @@
 //!        10.9.0.0/24, fd09::/64                fd09::/64                   fd09:1::/64
 //! ```
 //!
+//! In a [`Net::routed`] the client is elsewhere, beyond two [`Routers`].
+//!
 //! The bridges are in the switch's namespace. What the balancer sends with
 //! `XDP_TX` or a redirect arrives at a veth only if the receiving end has an XDP
 //! program too, so a second `lb run`, without services, is attached to the

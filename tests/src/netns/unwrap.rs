@@ -7,7 +7,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -24,7 +24,6 @@ const GLANCE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Unwrapper {
     ended: Arc<AtomicBool>,
-    unwrapped: Arc<AtomicU64>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -34,7 +33,6 @@ impl Unwrapper {
     pub fn start(host: &Host) -> Result<Self> {
         let mut unwrapper = Self {
             ended: Arc::default(),
-            unwrapped: Arc::default(),
             threads: Vec::new(),
         };
         for outer in Family::ALL {
@@ -43,22 +41,14 @@ impl Unwrapper {
                 let (socket, lo) =
                     sockets.with_context(|| format!("{} cannot unwrap", host.name))?;
                 let ended = Arc::clone(&unwrapper.ended);
-                let unwrapped = Arc::clone(&unwrapper.unwrapped);
                 unwrapper.threads.push(thread::spawn(move || {
                     while !ended.load(Ordering::Relaxed) {
-                        if unwrap_one(&socket, outer, inner, &lo).is_some() {
-                            unwrapped.fetch_add(1, Ordering::Relaxed);
-                        }
+                        let _ = unwrap_one(&socket, outer, inner, &lo);
                     }
                 }));
             }
         }
         Ok(unwrapper)
-    }
-
-    /// How many packets it has unwrapped.
-    pub fn unwrapped(&self) -> u64 {
-        self.unwrapped.load(Ordering::Relaxed)
     }
 }
 

@@ -156,11 +156,6 @@ impl Capture {
         Ok(frames)
     }
 
-    /// How much has been written.
-    pub fn size(&self) -> u64 {
-        fs::metadata(&self.file).map_or(0, |file| file.len())
-    }
-
     /// Ends, and gives all frames. That none was lost is what tcpdump says.
     pub fn stop(mut self) -> Result<Vec<Vec<u8>>> {
         kill_process(Pid::from_child(&self.child), Signal::INT)?;
