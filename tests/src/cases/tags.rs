@@ -86,6 +86,10 @@ pub(super) fn cases() -> Vec<Case> {
             cases.push(translated(cast, BONDED, from, to));
             cases.push(one_way(cast, BONDED, from, to));
         }
+        for (from, to) in [(FAR, ONE), (TWO, PLAIN), (ONE, TWO), (TWO, ONE)] {
+            cases.push(in_pieces(cast, from, to));
+            cases.push(limited(cast, from, to));
+        }
         cases.extend([
             priorities_kept(cast),
             priorities_left(cast),
@@ -231,6 +235,45 @@ fn one_way(cast: &Cast, settings: Settings, from: Link, to: Link) -> Case {
             &leaving(to, direct.clone(), 11),
         )
         .sends(from.device, &wrapped, verdict, &outer)
+}
+
+fn in_pieces(cast: &Cast, from: Link, to: Link) -> Case {
+    let talk = Crossing::new(cast, from, to);
+    let says = format!(
+        "{}: fragments from {} to {} are renumbered where their number then stands",
+        cast.family, from.name, to.name
+    );
+    let whole = on(from, udp(talk.client, cast.service).payload(&[0xa7; 101]));
+    let mut case = Case::new(says, talk.world(cast, UDP, forward::NAT));
+    let verdict = way(from, to, Verdict::ForwardTx, Verdict::ForwardRedirect);
+    for frame in whole.identified(0xbeef).fragments(48) {
+        let leaves = frame.clone().between(talk.client, talk.backend);
+        let leaves = leaving(to, leaves.identified(0), 11);
+        case = case.sends(from.device, &frame, verdict, &leaves);
+    }
+    case
+}
+
+fn limited(cast: &Cast, from: Link, to: Link) -> Case {
+    let talk = Crossing::new(cast, from, to);
+    let says = format!(
+        "{}: the segment size that a SYN announces is lowered where it then stands, from {} to {}",
+        cast.family, from.name, to.name
+    );
+    let announces = |size: u16| {
+        let syn = tcp(talk.client, cast.service).syn();
+        on(from, syn.no_operation().mss(size))
+    };
+    let leaves = announces(1220).between(talk.client, talk.backend);
+    let verdict = way(from, to, Verdict::ForwardTx, Verdict::ForwardRedirect);
+    let mut world = talk.world(cast, TCP, forward::NAT);
+    world.services[0].max_mss = 1220;
+    Case::new(says, world).sends(
+        from.device,
+        &announces(1460),
+        verdict,
+        &leaving(to, leaves, 11),
+    )
 }
 
 fn priorities_kept(cast: &Cast) -> Case {
