@@ -79,10 +79,9 @@ fn read(packet: &mut impl Packet, parsed: &Parsed, quoted: &mut Quoted) -> Resul
     }
     let protocol = quoted.answers.protocol;
     let to_sender = quoted.answers.dst == parsed.key.dst;
-    let least = quoted.transport + size_of::<Ports>() as u32;
     if !to_sender
         || (protocol != u32::from(TCP) && protocol != u32::from(UDP))
-        || least > parsed.ip + parsed.ip_length
+        || !quotes_ports(parsed, quoted)
         || !guard::may_send(&parsed.key.src)
     {
         return Err(Verdict::NotTransport);
@@ -91,6 +90,13 @@ fn read(packet: &mut impl Packet, parsed: &Parsed, quoted: &mut Quoted) -> Resul
     quoted.answers.src_port = Be16::from_wire(ports.dst);
     quoted.answers.dst_port = Be16::from_wire(ports.src);
     Ok(())
+}
+
+/// Whether the quoted ports are in the packet: what looks like them may be
+/// padding behind it, which its checksum does not cover.
+#[inline(always)]
+pub(super) fn quotes_ports(parsed: &Parsed, quoted: &Quoted) -> bool {
+    quoted.transport + size_of::<Ports>() as u32 <= parsed.ip + parsed.ip_length
 }
 
 fn foreign(_: Verdict) -> Verdict {

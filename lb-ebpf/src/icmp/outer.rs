@@ -12,7 +12,7 @@ use lb_common::{Address, Be16, Verdict};
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use super::tell::{self, Message};
-use super::{v4, v6};
+use super::{error, v4, v6};
 use crate::packet::{Ethernet, Icmp, Packet, Ports};
 use crate::parse::{Family, Parsed};
 use crate::rewrite::{self, tunnel};
@@ -37,13 +37,11 @@ pub(super) fn carry(
 ) -> Result<Verdict, Verdict> {
     let wrapping = read(packet, room).map_err(foreign)?;
     find(tables, room)?;
-    room.parsed
-        .sound(packet.length())
-        .map_err(super::error::untold)?;
+    room.parsed.sound(packet.length()).map_err(error::untold)?;
     let mtu = mtu(packet, &room.parsed)?;
     let available = room.parsed.ip + room.parsed.ip_length - room.quoted.ip;
     assume(room);
-    let verdict = route::route(packet, tables, room).map_err(super::error::untold)?;
+    let verdict = route::route(packet, tables, room).map_err(error::untold)?;
     room.query.mtu = mtu;
     room.way.wrapping = wrapping;
     write(packet, room, mtu != 0, available)?;
@@ -86,7 +84,8 @@ fn read(packet: &mut impl Packet, room: &mut Room) -> Result<u32, Verdict> {
         _ => return Err(Verdict::NotTransport),
     }
     let protocol = quoted.answers.protocol;
-    if protocol != u32::from(TCP) && protocol != u32::from(UDP) {
+    let ours = protocol == u32::from(TCP) || protocol == u32::from(UDP);
+    if !ours || !error::quotes_ports(parsed, quoted) {
         return Err(Verdict::NotTransport);
     }
     let ports = packet.at::<Ports>(quoted.transport)?;
@@ -203,11 +202,16 @@ fn write(
     }
     let front = tell::front(room.parsed.family);
     let ip = rewrite::link_length(room.way.outer_tag, room.way.inner_tag);
+    let Quoted {
+        ip: from,
+        transport,
+        ..
+    } = room.quoted;
+    let quote = tell::quote(packet, room.parsed.family, from, transport, available)?;
     let ethernet = *packet.at::<Ethernet>(0)?;
     packet.shift_head((ip + front) as i32 - room.quoted.ip as i32)?;
     *packet.at(0)? = ethernet;
     room.parsed.ip = ip;
-    let quote = tell::quote(room.parsed.family, available);
     packet.cut_to(ip + front + quote)?;
     let family = room.parsed.family;
     rewrite::tags_and_type(

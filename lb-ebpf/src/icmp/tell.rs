@@ -62,13 +62,13 @@ fn write(packet: &mut impl Packet, room: &mut Room, why: Verdict) -> Result<Verd
     let parsed = &room.parsed;
     let family = parsed.family;
     let front = front(family);
-    let mut quote = quote(family, parsed.ip_length);
-    if packet.at::<[u8; 4]>(parsed.ip + quote - 4).is_err() {
-        // Of a frame in pieces only the first can be read, and what cannot be
-        // summed up is not quoted: the least that is told (RFC 792).
-        quote = parsed.transport.wrapping_sub(parsed.ip) + LEAST;
-        packet.at::<[u8; 4]>(parsed.ip + quote - 4)?;
-    }
+    let quote = quote(
+        packet,
+        family,
+        parsed.ip,
+        parsed.transport,
+        parsed.ip_length,
+    )?;
     let links = *packet.at::<[u8; 12]>(0)?;
     packet.shift_head(front as i32)?;
     packet.cut_to(parsed.ip + front + quote)?;
@@ -152,11 +152,25 @@ pub(super) const fn longest(family: Family) -> u32 {
     }
 }
 
-/// How much is quoted of so many bytes: whole words, which are summed up more
-/// quickly.
+/// How much is quoted of a packet from here, whose transport header is there,
+/// and of which so many bytes are available: whole words, which are summed up
+/// more quickly. What is in another piece of the frame cannot be summed up; the
+/// least is quoted then, if it can be (RFC 792).
 #[inline(always)]
-pub(super) fn quote(family: Family, available: u32) -> u32 {
-    available.min(longest(family) - front(family)) & !3
+pub(super) fn quote(
+    packet: &mut impl Packet,
+    family: Family,
+    from: u32,
+    transport: u32,
+    available: u32,
+) -> Result<u32, Verdict> {
+    let most = available.min(longest(family) - front(family)) & !3;
+    if packet.at::<[u8; 4]>(from.wrapping_add(most) - 4).is_ok() {
+        return Ok(most);
+    }
+    let least = most.min(transport.wrapping_sub(from).wrapping_add(LEAST));
+    packet.at::<[u8; 4]>(from.wrapping_add(least) - 4)?;
+    Ok(least)
 }
 
 /// Writes the headers of a message in front of what it quotes, for which there
