@@ -88,6 +88,17 @@ impl Case {
         self
     }
 
+    /// Its frames, as they come in and as they leave.
+    pub fn frames(&self) -> Vec<&[u8]> {
+        (self.steps.iter())
+            .filter_map(|step| match step {
+                Step::Arrives { frame, leaves, .. } => Some([&frame[..], &leaves[..]]),
+                _ => None,
+            })
+            .flatten()
+            .collect()
+    }
+
     /// A frame that is translated.
     fn sends(self, on: &'static Device, frame: &Frame, verdict: Verdict, leaves: &Frame) -> Self {
         self.step(Step::Arrives {

@@ -3,7 +3,8 @@
 //!
 //! One frame of four is changed with understanding first: it gets or loses a
 //! tag, IPv4 options or an IPv6 extension header, becomes a fragment, has come
-//! far, or is longer or shorter than it was, and its lengths say so.
+//! far, or is longer or shorter than it was, and its lengths say so; or it
+//! becomes a ping, or an ICMP error about another frame.
 //!
 //! Half of the damaged frames have their checksums put right again, so that
 //! they are lies rather than noise, and a checksum that is spoiled on the way
@@ -43,12 +44,12 @@ const LENGTHS: [usize; 12] = [16, 18, 20, 22, 24, 26, 36, 38, 56, 58, 44, 66];
 const LONGEST: usize = 1600;
 
 /// Damages a frame up to three times, or changes it with understanding first.
-/// `others` are frames to splice it with.
+/// `others` are frames to splice it with, and about which errors tell.
 pub fn damaged(rng: &mut Rng, frame: &[u8], others: &[&[u8]]) -> Vec<u8> {
     let mut bytes = frame.to_vec();
     let understood = rng.u8(0..4) == 0;
     if understood {
-        change(rng, &mut bytes);
+        change(rng, &mut bytes, others);
     }
     let least = usize::from(!understood);
     for _ in 0..rng.usize(least..=3) {
@@ -68,11 +69,11 @@ pub fn damaged(rng: &mut Rng, frame: &[u8], others: &[&[u8]]) -> Vec<u8> {
 }
 
 /// Changes the frame into another that makes sense, if it is one of IP.
-fn change(rng: &mut Rng, bytes: &mut Vec<u8>) {
+fn change(rng: &mut Rng, bytes: &mut Vec<u8>, others: &[&[u8]]) {
     let Some(Packet { v4, start }) = packet(bytes) else {
         return;
     };
-    match rng.u8(0..8) {
+    match rng.u8(0..12) {
         0 => tag(rng, bytes),
         1 => drop(bytes.drain(12..start - 2)),
         2 if v4 => options(rng, bytes, start),
@@ -87,6 +88,8 @@ fn change(rng: &mut Rng, bytes: &mut Vec<u8>) {
             bytes.truncate(length);
             claim(bytes, v4, start);
         }
+        7 => ping(rng, bytes, v4, start),
+        8..11 => error(rng, bytes, start, others),
         _ => {
             let length = rng.usize(bytes.len()..=LONGEST.max(bytes.len()));
             lengthen(rng, bytes, length);
@@ -128,6 +131,57 @@ fn claim(bytes: &mut [u8], v4: bool, start: usize) {
     let (place, header) = if v4 { (2, 0) } else { (4, 40) };
     let length = (bytes.len() - start - header) as u16;
     bytes[start + place..start + place + 2].copy_from_slice(&length.to_be_bytes());
+}
+
+fn ping(rng: &mut Rng, bytes: &mut [u8], v4: bool, start: usize) {
+    let (protocol, number, icmp, kind) = if v4 { (9, 1, 20, 8) } else { (6, 58, 40, 128) };
+    bytes[start + protocol] = number;
+    // Its checksum is put right with the others, if there is one where IPv4
+    // has options or IPv6 has less than eight bytes.
+    if let Some([at, code, ..]) = bytes.get_mut(start + icmp..start + icmp + 8) {
+        [*at, *code] = [kind, 0];
+    }
+    if rng.bool() {
+        mend(bytes);
+    }
+}
+
+/// An error about one of the others, by the link of this one: to whom sent it,
+/// from whom it is to or from a router.
+fn error(rng: &mut Rng, bytes: &mut Vec<u8>, start: usize, others: &[&[u8]]) {
+    let about = rng
+        .choice(others)
+        .and_then(|other| Some((other, packet(other)?)));
+    let Some((other, Packet { v4, start: from })) = about else {
+        return;
+    };
+    let all = &other[from..];
+    let most = if rng.bool() { 512 } else { rng.usize(20..=100) };
+    let quoted = &all[..all.len().min(most)];
+    let (mut header, ends, kinds) = if v4 {
+        let header = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 1, 0, 0];
+        (header, 12..20, [[3, 4], [3, 1], [11, 0], [12, 0]])
+    } else {
+        let header = vec![0x60, 0, 0, 0, 0, 0, 58, 64];
+        (header, 8..40, [[2, 0], [1, 3], [3, 0], [4, 0]])
+    };
+    let (src, dst) = all[ends.clone()].split_at(ends.len() / 2);
+    header.extend_from_slice(dst);
+    header.extend_from_slice(src);
+    if rng.bool() {
+        // Another host of the same network, or of one near it.
+        header[ends.start + ends.len() / 2 - 1] ^= rng.u8(1..);
+    }
+    header.extend(kinds[rng.usize(0..kinds.len())]);
+    let mtu = [0, 576, 1280, 1480, rng.u16(..)][rng.usize(0..5)].to_be_bytes();
+    header.extend([0, 0, 0, 0, mtu[0], mtu[1]]);
+    bytes.truncate(start);
+    bytes.extend(header);
+    bytes.extend_from_slice(quoted);
+    let ether_type = if v4 { [0x08, 0x00] } else { [0x86, 0xdd] };
+    bytes[start - 2..start].copy_from_slice(&ether_type);
+    claim(bytes, v4, start);
+    mend(bytes);
 }
 
 fn tag(rng: &mut Rng, bytes: &mut Vec<u8>) {
@@ -271,10 +325,11 @@ mod tests {
             tcp("[fd00::1]:1", "[fd00::2]:2").tagged(1),
         ];
         let mut rng = Rng::with_seed(5);
+        let other = tcp("10.0.0.2:2", "10.0.0.1:1").ack(9).tagged(5).bytes();
         for frame in frames {
             for _ in 0..2000 {
                 let mut bytes = frame.bytes();
-                change(&mut rng, &mut bytes);
+                change(&mut rng, &mut bytes, &[&other]);
                 let Packet { v4, start } = packet(&bytes).expect("it is still of IP");
                 let mut claimed = bytes.clone();
                 claim(&mut claimed, v4, start);

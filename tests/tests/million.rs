@@ -219,10 +219,7 @@ impl Run<'_> {
     fn frames(&self, batch: usize, arrival: &Arrival, long: bool, pieces: bool) -> Vec<Damaged> {
         let mut rng = Rng::with_seed(self.seed);
         let mut rng = Rng::with_seed(rng.u64(..) ^ batch as u64);
-        let others: Vec<&[u8]> = (self.arrivals.iter())
-            .filter(|other| std::ptr::eq(other.case, arrival.case))
-            .map(|other| other.frame)
-            .collect();
+        let others = arrival.case.frames();
         (0..BATCH)
             .map(|_| {
                 let mut bytes = damaged(&mut rng, arrival.frame, &others);

@@ -58,10 +58,7 @@ fn damaged_frames_end_alike_in_the_kernel() -> Result<()> {
         let arrivals: Vec<_> = arrivals(&cases).collect();
         let each = CORRUPTIONS.div_ceil(arrivals.len());
         for (case, place, frame, ingress) in &arrivals {
-            let others: Vec<&[u8]> = (arrivals.iter())
-                .filter(|(other, ..)| std::ptr::eq(*other, *case))
-                .map(|(_, _, frame, _)| *frame)
-                .collect();
+            let others = case.frames();
             let frames: Vec<_> = (0..each)
                 .map(|_| {
                     let bytes = damaged(&mut rng, frame, &others);
