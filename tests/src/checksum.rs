@@ -51,16 +51,20 @@ impl Checksums {
                 let Some(now) = &after.inner else {
                     return false;
                 };
-                // Of a quote the end may be missing.
-                let cut = now.transport.is_none();
-                let was = Self {
-                    transport: self.transport.filter(|_| !cut),
-                    ..self.clone()
-                };
+                let was = self.cut_as(now);
                 after.own().contains(&Some(false)) || was.are_spoiled_in(now)
             }
             Ordering::Greater => {
-                (self.inner.as_ref()).is_some_and(|inner| inner.are_spoiled_in(after))
+                let Some(inside) = &self.inner else {
+                    return false;
+                };
+                // It may be a quote too, and of less.
+                let quoted = inside.inner.as_ref().zip(after.inner.as_ref());
+                let was = Self {
+                    inner: quoted.map(|(was, now)| Box::new(was.cut_as(now))),
+                    ..*inside.clone()
+                };
+                was.are_spoiled_in(after)
             }
             Ordering::Equal => {
                 let mut own = self.own().into_iter().zip(after.own());
@@ -68,6 +72,14 @@ impl Checksums {
                 own.any(|(was, now)| was == Some(true) && now != Some(true))
                     || inner.is_some_and(|(was, now)| was.are_spoiled_in(now))
             }
+        }
+    }
+
+    /// Without the sum of a packet of which the end is missing in its quote.
+    fn cut_as(&self, quote: &Self) -> Self {
+        Self {
+            transport: self.transport.filter(|_| quote.transport.is_some()),
+            ..self.clone()
         }
     }
 

@@ -43,6 +43,15 @@ const LENGTHS: [usize; 12] = [16, 18, 20, 22, 24, 26, 36, 38, 56, 58, 44, 66];
 /// How long a frame becomes at most: longer than any MTU of the tests.
 const LONGEST: usize = 1600;
 
+/// Where to cut a frame of this length: everywhere in its headers, and now and
+/// then behind them, where all bytes are alike.
+pub fn cuts(length: usize) -> impl Iterator<Item = usize> {
+    let behind = (HEADERS..length).step_by(16);
+    (0..length.min(HEADERS))
+        .chain(behind)
+        .chain(length.checked_sub(1).filter(|last| *last > HEADERS))
+}
+
 /// Damages a frame up to three times, or changes it with understanding first.
 /// `others` are frames to splice it with, and about which errors tell.
 pub fn damaged(rng: &mut Rng, frame: &[u8], others: &[&[u8]]) -> Vec<u8> {

@@ -27,7 +27,7 @@ use fastrand::Rng;
 use lb_common::{Action, Verdict};
 use tests::cases::{Case, Step, all};
 use tests::checksum::checksums;
-use tests::damage::{damaged, lengthen};
+use tests::damage::{cuts, damaged, lengthen};
 use tests::kernel::{Kernel, PROGRAMS, SHORTEST, in_namespace};
 use tests::network::DEVICES;
 use tests::world::{Outcome, Side, World};
@@ -103,7 +103,8 @@ fn wherever_the_first_piece_ends_the_kernel_spoils_nothing() -> Result<()> {
         }
         let mut sum = Sum::default();
         for arrival in arrivals(&cases) {
-            let frames: Vec<_> = (SHORTEST..arrival.frame.len())
+            let frames: Vec<_> = cuts(arrival.frame.len())
+                .filter(|first| *first >= SHORTEST)
                 .map(|first| Damaged {
                     bytes: arrival.frame.to_vec(),
                     first,
