@@ -95,7 +95,7 @@ verdicts! {
     13 ShortTransport "short_transport" Drop
         "The frame ends inside the TCP or UDP header: damaged or forged."
     14 FragmentOutOfOrder "fragment_out_of_order" Drop
-        "A later fragment to a service's address, whose first fragment, which has the ports, came after it or not at all. Many mean that something on the way puts fragments out of order, or loses them; lower the sender's MTU."
+        "A later fragment to a service's address, whose first fragment, which has the ports, came after it, not at all, or was dropped itself (under its own verdict). Many mean that something on the way puts fragments out of order, or loses them; lower the sender's MTU."
     15 TtlExpired "ttl_expired" Drop
         "The TTL or hop limit ran out here, and the sender was not told, because too many were told within this second or because nobody may be told of such a packet."
     16 BadSource "bad_source" Drop
@@ -113,7 +113,7 @@ verdicts! {
     22 FlowTableFull "flow_table_full" Drop
         "The flow table refused the entry: raise node.max_flows."
     23 NoRoute "no_route" Drop
-        "The host's routing table forbids the way to the destination (a blackhole, prohibit or unreachable route): see `ip route get`."
+        "The host's routing table forbids the way to the destination (a blackhole, prohibit or unreachable route), or in dsr mode has none to the backend's network: see `ip route get`."
     24 TooBig "too_big" Drop
         "Larger than the MTU on the way out, and the sender was not told, because too many were told within this second or because nobody may be told of such a packet. Make the MTUs equal, or set max_mss."
     25 EgressNotAttached "egress_not_attached" Drop

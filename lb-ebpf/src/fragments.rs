@@ -27,16 +27,13 @@ const PATIENCE_SECONDS: u32 = 30;
 /// Gives a later fragment the ports of its datagram.
 #[inline(never)]
 pub fn follow(tables: &impl Tables, parsed: &mut Parsed) -> Result<(), Verdict> {
-    let patience = PATIENCE_SECONDS * tables.settings().refresh_ticks;
-    let first = tables
-        .fragment(&key(parsed))
-        .filter(|first| tables.now().wrapping_sub(first.seen) < patience);
-    match first {
+    match recall(tables, parsed) {
         Some(first) if first.protocol != 0 => {
             parsed.key.src_port = first.src_port;
             parsed.key.dst_port = first.dst_port;
             parsed.key.protocol = first.protocol;
             parsed.new_id = first.id;
+            parsed.renewed = 1;
             Ok(())
         }
         Some(_) => Err(Verdict::LaterFragment),
@@ -45,10 +42,39 @@ pub fn follow(tables: &impl Tables, parsed: &mut Parsed) -> Result<(), Verdict> 
     }
 }
 
-/// Leaves the note of a first fragment of a flow.
+/// What the first fragment of this datagram said, if it has come lately.
+#[inline(always)]
+fn recall(tables: &impl Tables, parsed: &Parsed) -> Option<Fragment> {
+    let patience = PATIENCE_SECONDS * tables.settings().refresh_ticks;
+    tables
+        .fragment(&key(parsed))
+        .filter(|first| tables.now().wrapping_sub(first.seen) < patience)
+}
+
+/// Leaves the note of a first fragment of a flow. One that comes twice keeps its
+/// identification: others of the datagram may have left with it already.
 #[inline(never)]
 pub fn lead(tables: &impl Tables, room: &mut Room) {
+    renew(tables, room);
     let parsed = &mut room.parsed;
+    let twice = recall(tables, parsed).filter(|first| {
+        first.protocol == parsed.key.protocol
+            && first.src_port == parsed.key.src_port
+            && first.dst_port == parsed.key.dst_port
+    });
+    if let Some(first) = twice {
+        parsed.new_id = first.id;
+    }
+    keep(tables, parsed, parsed.key.protocol);
+}
+
+/// Gives the packet a new identification, if its addresses are translated.
+#[inline(never)]
+pub fn renew(tables: &impl Tables, room: &mut Room) {
+    let parsed = &mut room.parsed;
+    if parsed.renewed != 0 {
+        return;
+    }
     parsed.new_id = parsed.id;
     if !room.flow.one_way() {
         // The source is the service's address mostly; it is by the destination
@@ -59,7 +85,7 @@ pub fn lead(tables: &impl Tables, room: &mut Room) {
             parsed.new_id &= 0xffff;
         }
     }
-    keep(tables, parsed, parsed.key.protocol);
+    parsed.renewed = 1;
 }
 
 /// Leaves the note of a first fragment that is the host's, where the absence of

@@ -99,8 +99,8 @@ pub struct Parsed {
     pub new_id: u32,
     /// Where the identification of an IPv6 fragment stands.
     pub id_at: u32,
-    /// Always zero.
-    pub zero: u32,
+    /// One if it leaves with the new identification.
+    pub renewed: u32,
 }
 
 impl Parsed {
@@ -147,7 +147,7 @@ impl Parsed {
 #[inline(never)]
 pub fn parse(packet: &mut impl Packet, parsed: &mut Parsed) -> Result<(), Verdict> {
     parsed.part = Part::Whole;
-    parsed.new_id = 0;
+    parsed.renewed = 0;
     match untag(packet, parsed)? {
         IPV4 => ipv4(packet, parsed)?,
         IPV6 => ipv6(packet, parsed)?,

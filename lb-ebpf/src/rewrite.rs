@@ -72,10 +72,6 @@ fn make_room(
     parsed: &mut Parsed,
     way: &mut Way,
 ) -> Result<(), Verdict> {
-    if way.direct == 0 {
-        way.outer_tag = parsed.outer_tag;
-        way.inner_tag = parsed.inner_tag;
-    }
     let ip = link_length(way.outer_tag, way.inner_tag) + way.wrapping;
     if ip == parsed.ip {
         return Ok(());

@@ -17,6 +17,7 @@ use lb_common::Verdict;
 use lb_common::abi::{Tagged, forward};
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
+use crate::fragments;
 use crate::packet::Packet;
 use crate::parse::{Family, Parsed};
 use crate::rewrite::tunnel;
@@ -26,6 +27,9 @@ use crate::tables::Tables;
 /// The bits of a tag that are not its number: priority, and "may be dropped"
 /// (IEEE 802.1Q, section 9.6).
 const TAG_NUMBER: u32 = u32::from_ne_bytes([0xff, 0xff, 0x0f, 0xff]);
+
+/// The bits of a tag that number the VLAN.
+const VLAN_NUMBER: u32 = u32::from_ne_bytes([0, 0, 0x0f, 0xff]);
 
 /// Every link carries IPv6 packets of this length (RFC 8200, section 5).
 const LEAST_V6: u32 = 1280;
@@ -66,7 +70,9 @@ pub fn route(
         Ok(()) if mode == forward::DSR && room.way.hop.router != 0 => Err(Verdict::NotOnLink),
         Ok(()) => leave(packet, tables, room, ends),
         Err(Verdict::NeighbourPending) if mode == forward::DSR => Err(Verdict::NeighbourUnknown),
+        Err(Verdict::LocalDestination) if mode == forward::DSR => Err(Verdict::NoRoute),
         Err(Verdict::TooBig) if mode != forward::DSR && divisible(room) => {
+            fragments::renew(tables, room);
             Ok(Verdict::FragmentedByHost)
         }
         Err(verdict @ (Verdict::NeighbourPending | Verdict::LocalDestination)) => Ok(verdict),
@@ -83,7 +89,7 @@ fn divisible(room: &mut Room) -> bool {
     let Room {
         parsed, query, way, ..
     } = room;
-    if !query.dst.is_v4() {
+    if !query.dst.is_v4() || query.length > u32::from(u16::MAX) {
         return false;
     }
     if way.wrapping != 0 && parsed.family == Family::V6 && parsed.ip_length <= LEAST_V6 {
@@ -105,7 +111,7 @@ fn ask(packet: &impl Packet, tables: &impl Tables, room: &mut Room) {
     } = room;
     way.direct = 0;
     way.wrapping = 0;
-    query.ingress = interface(packet, tables, parsed);
+    query.ingress = interface(packet, tables, parsed, way);
     query.traffic_class = parsed.traffic_class;
     query.length = parsed.ip_length;
     query.src = flow.src;
@@ -124,20 +130,33 @@ fn ask(packet: &impl Packet, tables: &impl Tables, room: &mut Room) {
     }
 }
 
-/// The host's interface that the packet came in by.
+/// The host's interface that the packet came in by; and into the way the tags
+/// with which its stack takes it. A frame whose tags are of no interface counts
+/// as the device's own, which has none.
 #[inline(always)]
-fn interface(packet: &impl Packet, tables: &impl Tables, parsed: &Parsed) -> u32 {
+fn interface(packet: &impl Packet, tables: &impl Tables, parsed: &Parsed, way: &mut Way) -> u32 {
     let device = packet.ingress();
+    way.outer_tag = parsed.outer_tag;
+    way.inner_tag = parsed.inner_tag;
     if parsed.outer_tag == 0 && tables.settings().members == 0 {
         return device;
     }
-    let frames = Tagged {
+    let mut frames = Tagged {
         device,
         outer: parsed.outer_tag & TAG_NUMBER,
         inner: parsed.inner_tag & TAG_NUMBER,
         zero: 0,
     };
-    tables.interface(&frames).unwrap_or(device)
+    if parsed.outer_tag & VLAN_NUMBER == 0 {
+        // A priority and no VLAN (IEEE 802.1Q, table 9-2).
+        frames.outer = frames.inner;
+        frames.inner = 0;
+    }
+    tables.interface(&frames).unwrap_or_else(|| {
+        way.outer_tag = 0;
+        way.inner_tag = 0;
+        device
+    })
 }
 
 /// Chooses the device, and the tags with which it sends for the interface.

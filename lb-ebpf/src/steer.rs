@@ -153,6 +153,9 @@ pub fn steer(
         let segment = Segment::of(packet, &room.parsed)?;
         if !segment.reopens(flow) {
             live_on(tables, Stage::Established, key, flow, &segment);
+            if segment.is_syn() {
+                room.max_mss = largest_segment(tables, key, flow);
+            }
             room.flow = *flow;
             return Ok(());
         }
@@ -233,6 +236,18 @@ fn from_client(
     Ok(())
 }
 
+/// The limit to the segments of a flow's service.
+#[inline(never)]
+fn largest_segment(tables: &impl Tables, key: &FlowKey, flow: &Flow) -> u32 {
+    let (address, port) = if flow.is_reply() {
+        (flow.src, flow.src_port)
+    } else {
+        (key.dst, key.dst_port)
+    };
+    let service = tables.party(&endpoint(address, port, key.protocol as u16));
+    service.map_or(0, |service| u32::from(service.max_mss))
+}
+
 /// Whether a client's packet proves that its source is no forgery: it heard the
 /// backend. Where nobody can tell, that it goes on is taken for it.
 #[inline(always)]
@@ -265,10 +280,7 @@ fn from_backend(
     let segment = Segment::of(packet, parsed)?;
     let state = segment.state_after(flow) | ANSWERED;
     if segment.is_syn() {
-        let service = endpoint(flow.src, flow.src_port, key.protocol as u16);
-        if let Some(service) = tables.party(&service) {
-            room.max_mss = u32::from(service.max_mss);
-        }
+        room.max_mss = largest_segment(tables, key, flow);
     }
     if segment.is_syn() || state != flow.life.state {
         let proof = if segment.is_syn() {

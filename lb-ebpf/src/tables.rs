@@ -161,8 +161,10 @@ pub trait Tables {
     /// a redirect; whether the balancer is attached to it.
     fn redirect(&self, egress: u32) -> bool;
 
-    /// Whether one more ICMP error may be sent now, and takes note of it.
-    fn may_tell(&self) -> bool;
+    /// Whether one more ICMP error may be sent now for this reason, and takes
+    /// note of it. Each reason has a limit of its own, so that packets without
+    /// TTL cannot silence the discovery of path MTUs.
+    fn may_tell(&self, why: Verdict) -> bool;
 
     /// Counts the packet.
     fn count(&self, verdict: Verdict, whose: &Attribution, bytes: u64);

@@ -26,6 +26,7 @@ mod errors;
 mod extensions;
 mod fragments;
 mod mss;
+mod outer;
 mod passing;
 mod refused;
 mod rewriting;
@@ -326,6 +327,7 @@ pub fn all() -> Vec<Case> {
         routes::cases(),
         rewriting::cases(),
         passing::cases(),
+        outer::cases(),
         echo::cases(),
         errors::cases(),
         told::cases(),

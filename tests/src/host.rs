@@ -98,7 +98,7 @@ pub struct HostTables {
     fresh_ids: RefCell<HashMap<u32, u32>>,
     interfaces: BTreeMap<Tagged, u32>,
     exits: BTreeMap<u32, Tagged>,
-    told: Cell<u32>,
+    told: [Cell<u32>; 2],
     /// The counters alone; flows and turns are added when it is asked for.
     counted: RefCell<State>,
 }
@@ -129,7 +129,7 @@ impl HostTables {
             fresh_ids: RefCell::default(),
             interfaces: network::interfaces(),
             exits: network::exits(),
-            told: Cell::new(0),
+            told: [Cell::new(0), Cell::new(0)],
             counted: RefCell::default(),
         }
     }
@@ -278,11 +278,10 @@ impl Tables for HostTables {
         (network::DEVICES.iter()).any(|device| device.index == egress && device.attached)
     }
 
-    fn may_tell(&self) -> bool {
-        let mut told = self.told.get();
-        told += 1;
-        self.told.set(told);
-        told <= self.settings.error_limit
+    fn may_tell(&self, why: Verdict) -> bool {
+        let told = &self.told[usize::from(why == Verdict::TooBig)];
+        told.set(told.get() + 1);
+        told.get() <= self.settings.error_limit
     }
 
     fn count(&self, verdict: Verdict, whose: &Attribution, bytes: u64) {
@@ -291,7 +290,8 @@ impl Tables for HostTables {
         let Attribution {
             service, backend, ..
         } = *whose;
-        if verdict.action() == Action::Drop {
+        let dropped = verdict.action() == Action::Drop;
+        if dropped {
             let key = DropKey {
                 service,
                 backend,
@@ -299,7 +299,9 @@ impl Tables for HostTables {
                 zero: 0,
             };
             *counted.drops.entry(key).or_default() += 1;
-            return;
+            if !whose.new_flow {
+                return;
+            }
         }
         let State {
             services, backends, ..
@@ -310,7 +312,9 @@ impl Tables for HostTables {
                 continue;
             }
             let traffic = table.entry(number).or_default();
-            if whose.reply {
+            if dropped {
+                // Only that a connection began is counted of it.
+            } else if whose.reply {
                 traffic.reply_packets += 1;
                 traffic.reply_bytes += bytes;
             } else {

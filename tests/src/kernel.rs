@@ -314,8 +314,10 @@ impl Load {
         let cpus = aya::util::nr_cpus().map_err(|(file, error)| {
             anyhow::Error::from(error).context(format!("cannot count the CPUs in {file}"))
         })?;
-        self.told
-            .set(0, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
+        for reason in 0..self.told.len() {
+            self.told
+                .set(reason, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
+        }
         for verdict in 0..VERDICT_SLOTS {
             self.verdicts
                 .set(verdict, PerCpuValues::try_from(vec![0; cpus])?, 0)?;

@@ -158,8 +158,8 @@ impl Tables for Meddled<'_> {
         self.tables.next_hop(query, hop)
     }
 
-    fn may_tell(&self) -> bool {
-        self.tables.may_tell()
+    fn may_tell(&self, why: Verdict) -> bool {
+        self.tables.may_tell(why)
     }
 
     fn redirect(&self, egress: u32) -> bool {

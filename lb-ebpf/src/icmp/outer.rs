@@ -196,10 +196,6 @@ fn write(
     too_big: bool,
     available: u32,
 ) -> Result<(), Verdict> {
-    if room.way.direct == 0 {
-        room.way.outer_tag = room.parsed.outer_tag;
-        room.way.inner_tag = room.parsed.inner_tag;
-    }
     let front = tell::front(room.parsed.family);
     let ip = rewrite::link_length(room.way.outer_tag, room.way.inner_tag);
     let Quoted {

@@ -44,7 +44,7 @@ pub fn tell(
     room: &mut Room,
     why: Verdict,
 ) -> Verdict {
-    if !deserves(packet, &room.parsed) || !tables.may_tell() {
+    if !deserves(packet, &room.parsed) || !tables.may_tell(why) {
         return why;
     }
     write(packet, room, why).unwrap_or(why)

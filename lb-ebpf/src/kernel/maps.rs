@@ -57,7 +57,7 @@ static EXITS: HashMap<u32, Tagged, 1024> = HashMap::new();
 #[btf_map]
 static ROOM: PerCpuArray<Room, 1> = PerCpuArray::new();
 #[btf_map]
-static TOLD: PerCpuArray<Told, 1> = PerCpuArray::new();
+static TOLD: PerCpuArray<Told, 2> = PerCpuArray::new();
 
 /// How many counters number datagrams; a power of two.
 const FRAGMENT_PLACES: usize = 1024;
@@ -67,7 +67,7 @@ const FIB_WORDS: usize = size_of::<Fib>() / size_of::<u64>();
 type FibWords = [u64; FIB_WORDS];
 const _: () = assert!(size_of::<Fib>() == size_of::<FibWords>() && align_of::<Fib>() <= 8);
 
-/// How many ICMP errors this CPU has sent since when.
+/// How many ICMP errors this CPU has sent since when, for each of two reasons.
 #[repr(C)]
 struct Told {
     since: u32,
@@ -298,8 +298,9 @@ impl Tables for KernelTables<'_> {
     }
 
     #[inline(always)]
-    fn may_tell(&self) -> bool {
-        let Some(told) = TOLD.get_ptr_mut(0) else {
+    fn may_tell(&self, why: Verdict) -> bool {
+        let reason = u32::from(why == Verdict::TooBig);
+        let Some(told) = TOLD.get_ptr_mut(reason) else {
             return false;
         };
         // SAFETY: this CPU's own slot of a per-CPU map; nobody else writes it
@@ -318,6 +319,11 @@ impl Tables for KernelTables<'_> {
     fn count(&self, verdict: Verdict, whose: &Attribution, bytes: u64) {
         add(VERDICTS.get_ptr_mut(verdict as u32), 1);
         if verdict.action() == Action::Drop {
+            if whose.new_flow {
+                // The connection stands, whatever became of its first packet.
+                began(SERVICE_TRAFFIC.get_ptr_mut(whose.service));
+                began(BACKEND_TRAFFIC.get_ptr_mut(whose.backend));
+            }
             let key = DropKey {
                 service: whose.service,
                 backend: whose.backend,
@@ -365,6 +371,15 @@ fn add(counter: Option<*mut u64>, n: u64) {
         // SAFETY: this CPU's own slot of a per-CPU map; nobody else writes it
         // while the program runs.
         unsafe { *counter += n };
+    }
+}
+
+#[inline(always)]
+fn began(traffic: Option<*mut Traffic>) {
+    if let Some(traffic) = traffic {
+        // SAFETY: this CPU's own slot of a per-CPU map; nobody else writes it
+        // while the program runs.
+        unsafe { (*traffic).new_flows += 1 };
     }
 }
 

@@ -62,7 +62,7 @@ fn ipv4(packet: &mut impl Packet, parsed: &Parsed, flow: &Flow) -> Result<(), Ve
     ip.src_addr = flow.src.low4();
     ip.dst_addr = flow.dst.low4();
     let mut delta = Delta(flow.ip_delta);
-    if parsed.part != Part::Whole {
+    if parsed.renewed != 0 {
         let new_id = Be16::new(parsed.new_id as u16);
         delta = delta.and(Delta::port(Be16::from_wire(ip.id), new_id));
         ip.id = new_id.to_wire();
@@ -76,7 +76,7 @@ fn ipv6(packet: &mut impl Packet, parsed: &Parsed, flow: &Flow) -> Result<(), Ve
     let ip = packet.at::<Ipv6Hdr>(parsed.ip)?;
     flow.src.write(&mut ip.src_addr);
     flow.dst.write(&mut ip.dst_addr);
-    if parsed.part != Part::Whole {
+    if parsed.renewed != 0 {
         *packet.at(parsed.id_at)? = parsed.new_id.to_be_bytes();
     }
     Ok(())

@@ -275,10 +275,12 @@ fn goes_nowhere(backend: &'static str, where_: &str, verdict: Verdict) -> Case {
 fn to_the_host(backend: &'static str) -> Case {
     let (world, asks) = lone(UDP, backend);
     Case::new(
-        format!("by dsr the host itself, {backend}, has the packet bit for bit"),
+        format!(
+            "by dsr the host itself, {backend}, is no backend: its stack would answer for the service"
+        ),
         world,
     )
-    .leaves_alone(&WAN, &asks.payload(b"?"), Verdict::LocalDestination)
+    .leaves_alone(&WAN, &asks.payload(b"?"), Verdict::NoRoute)
     .then_flows(0, 1)
 }
 

@@ -227,7 +227,7 @@ fn contradictory(cast: &Cast) -> Case {
 fn other_segments(cast: &Cast) -> Case {
     let [talk, other] = [51_000, 51_001].map(|port| cast.talk(TCP, forward::NAT, port, 0));
     let says = format!(
-        "over {} a connection that is known is not looked at again, whatever it sends",
+        "over {} of a connection that is known only SYNs are limited, which begin it once more",
         cast.family
     );
     let looks_like = |frame: Frame| frame.payload(&[SIZE, SIZE].concat());
@@ -241,8 +241,16 @@ fn other_segments(cast: &Cast) -> Case {
     let udp = cast.talk(UDP, forward::NAT, 51_000, 1);
     Case::new(says, world)
         .handshake(&talk)
-        .client_sends(&talk, |frame| frame.syn().mss(1460))
-        .backend_sends(&talk, |frame| frame.syn_ack(1).mss(1460))
+        .client_announces(
+            &talk,
+            &talk.asks().syn().mss(1460),
+            &talk.asks().syn().mss(MOST),
+        )
+        .backend_announces(
+            &talk,
+            &talk.answers().syn_ack(1).mss(1460),
+            &talk.answers().syn_ack(1).mss(MOST),
+        )
         .client_sends(&talk, |frame| frame.fin().mss(1460))
         .client_sends(&talk, |frame| frame.rst().mss(1460))
         .client_sends(&udp, looks_like)

@@ -137,14 +137,14 @@ fn fragmented() -> Case {
         .backend("10.0.4.11:80");
     let sent = udp(client, service).payload(&[0x5a; 1280]);
     Case::new(
-        "what does not fit and may be fragmented is translated and left to the host, which does it",
+        "what does not fit and may be fragmented is translated, identified anew, and left to the host, which does it",
         world,
     )
     .sends(
         &WAN,
         &sent,
         Verdict::FragmentedByHost,
-        &sent.clone().between(source, "10.0.4.11:80"),
+        &sent.clone().between(source, "10.0.4.11:80").identified(0),
     )
 }
 

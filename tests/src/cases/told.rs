@@ -384,7 +384,7 @@ fn limited(cast: &Cast) -> Case {
     let talk = cast.talk(UDP, forward::FULL_NAT, 51_000, 0);
     let (world, far) = narrow(cast, UDP, forward::FULL_NAT, false);
     let says = format!(
-        "over {} so many senders are told in a second as the limit says, whatever for, and no more",
+        "over {} so many senders are told in a second as the limit says, of each reason, and no more",
         cast.family
     );
     let settings = Settings {
@@ -400,7 +400,10 @@ fn limited(cast: &Cast) -> Case {
         .leaves_alone(&WAN, &late.clone().over(nobody), Verdict::TtlExpired)
         .tells_client(&far, TooBig(1280), &large)
         .tells_client(&far, TimeExceeded, &late)
+        .tells_client(&far, TimeExceeded, &late)
         .leaves_alone(&WAN, &late, Verdict::TtlExpired)
+        .tells_client(&far, TooBig(1280), &large)
+        .tells_client(&far, TooBig(1280), &large)
         .leaves_alone(&WAN, &large, Verdict::TooBig)
         .leaves_alone(&WAN, &late, Verdict::TtlExpired)
 }

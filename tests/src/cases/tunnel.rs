@@ -92,6 +92,11 @@ impl Through {
         self
     }
 
+    /// The outer source.
+    pub(super) fn source(&self) -> String {
+        self.source.to_string()
+    }
+
     /// What the client sends, not to be fragmented.
     pub(super) fn asks(&self) -> Frame {
         self.talk.asks().dont_fragment()
@@ -113,7 +118,7 @@ impl Through {
     }
 
     /// The client's frame is taken to the backend.
-    fn taken(&self, case: Case, frame: &Frame) -> Case {
+    pub(super) fn taken(&self, case: Case, frame: &Frame) -> Case {
         self.taken_like(case, frame, |outer| outer)
     }
 

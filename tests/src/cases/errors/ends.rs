@@ -116,7 +116,12 @@ fn too_big(cast: &Cast, mode: u8) -> Case {
     }
     let [comes, leaves] =
         error.about_question(&talk, |frame| frame.payload(&vec![0x5a; longest + 1]));
-    case.sends(&LAN, &comes, Verdict::FragmentedByHost, &leaves)
+    case.sends(
+        &LAN,
+        &comes,
+        Verdict::FragmentedByHost,
+        &leaves.identified(0),
+    )
 }
 
 fn no_flow(cast: &Cast) -> Case {
