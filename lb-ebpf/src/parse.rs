@@ -31,11 +31,11 @@ const FRAGMENT_PLACE: u16 = 0x1fff;
 
 /// IPv6 extension headers that do not change what a balancer does (RFC 8200,
 /// section 4.3 to 4.6).
-mod extension {
-    pub(super) const HOP_BY_HOP: u8 = 0;
-    pub(super) const ROUTING: u8 = 43;
-    pub(super) const FRAGMENT: u8 = 44;
-    pub(super) const DESTINATION: u8 = 60;
+pub(crate) mod extension {
+    pub(crate) const HOP_BY_HOP: u8 = 0;
+    pub(crate) const ROUTING: u8 = 43;
+    pub(crate) const FRAGMENT: u8 = 44;
+    pub(crate) const DESTINATION: u8 = 60;
 }
 
 /// How many extension headers are looked through: each kind once, the

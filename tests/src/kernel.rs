@@ -300,7 +300,8 @@ impl Load {
         }
         let fragments = keys(self.fragments.keys())?;
         // Many calls, so only where something may have been numbered.
-        if self.tunnels || !fragments.is_empty() {
+        let cut = self.verdicts.get(&(Verdict::FragmentedByHost as u32), 0)?;
+        if self.tunnels || !fragments.is_empty() || cut.iter().any(|count| *count > 0) {
             for place in 0..self.fragment_ids.len() {
                 self.fragment_ids.set(place, 0, 0)?;
             }

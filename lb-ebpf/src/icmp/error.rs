@@ -8,7 +8,7 @@ use network_types::udp::UdpHdr;
 
 use crate::guard;
 use crate::packet::{Icmp, Packet, Ports, Tcp};
-use crate::parse::{Family, Parsed};
+use crate::parse::{Family, Parsed, extension};
 use crate::rewrite::{self, nat};
 use crate::room::{Quoted, Room};
 use crate::route;
@@ -68,13 +68,13 @@ fn read(packet: &mut impl Packet, parsed: &Parsed, quoted: &mut Quoted) -> Resul
             if ip.version() != 6 {
                 return Err(Verdict::NotTransport);
             }
+            let next = ip.next_hdr;
             quoted.answers.src = Address::v6(&ip.dst_addr);
             quoted.answers.dst = Address::v6(&ip.src_addr);
-            quoted.answers.protocol = u32::from(ip.next_hdr);
-            quoted.transport = quoted.ip + Ipv6Hdr::LEN as u32;
             if quoted.answers.src.is_v4() || quoted.answers.dst.is_v4() {
                 return Err(Verdict::NotTransport);
             }
+            behind_v6(packet, quoted, next).map_err(foreign)?;
         }
     }
     let protocol = quoted.answers.protocol;
@@ -89,6 +89,29 @@ fn read(packet: &mut impl Packet, parsed: &Parsed, quoted: &mut Quoted) -> Resul
     let ports = packet.at::<Ports>(quoted.transport).map_err(foreign)?;
     quoted.answers.src_port = Be16::from_wire(ports.dst);
     quoted.answers.dst_port = Be16::from_wire(ports.src);
+    Ok(())
+}
+
+/// What follows a quoted IPv6 header: the transport header, or that of the first
+/// fragment behind the header that says so. It is fragments that are too big
+/// where long datagrams are.
+#[inline(always)]
+pub(super) fn behind_v6(
+    packet: &mut impl Packet,
+    quoted: &mut Quoted,
+    next: u8,
+) -> Result<(), Verdict> {
+    const PLACE: u16 = !7;
+    quoted.answers.protocol = u32::from(next);
+    quoted.transport = quoted.ip + Ipv6Hdr::LEN as u32;
+    if next == extension::FRAGMENT {
+        let [next, _, high, low, ..] = *packet.at::<[u8; 8]>(quoted.transport)?;
+        if u16::from_be_bytes([high, low]) & PLACE != 0 {
+            return Err(Verdict::NotTransport);
+        }
+        quoted.answers.protocol = u32::from(next);
+        quoted.transport += 8;
+    }
     Ok(())
 }
 

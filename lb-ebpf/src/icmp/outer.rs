@@ -13,6 +13,7 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use super::tell::{self, Message};
 use super::{error, v4, v6};
+use crate::guard;
 use crate::packet::{Ethernet, Icmp, Packet, Ports};
 use crate::parse::{Family, Parsed};
 use crate::rewrite::{self, tunnel};
@@ -35,7 +36,7 @@ pub(super) fn carry(
     tables: &impl Tables,
     room: &mut Room,
 ) -> Result<Verdict, Verdict> {
-    let wrapping = read(packet, room).map_err(foreign)?;
+    let wrapping = read(packet, tables, room).map_err(foreign)?;
     find(tables, room)?;
     room.parsed.sound(packet.length()).map_err(error::untold)?;
     let mtu = mtu(packet, &room.parsed)?;
@@ -56,7 +57,7 @@ fn foreign(_: Verdict) -> Verdict {
 /// length of the former. What is quoted too short to tell whose it is, is about
 /// nothing of ours.
 #[inline(never)]
-fn read(packet: &mut impl Packet, room: &mut Room) -> Result<u32, Verdict> {
+fn read(packet: &mut impl Packet, tables: &impl Tables, room: &mut Room) -> Result<u32, Verdict> {
     let Room { parsed, quoted, .. } = room;
     let outer = parsed.transport + size_of::<Icmp>() as u32;
     let (src, inside, wrapping) = match parsed.family {
@@ -74,7 +75,10 @@ fn read(packet: &mut impl Packet, room: &mut Room) -> Result<u32, Verdict> {
             (Address::v6(&ip.src_addr), ip.next_hdr, Ipv6Hdr::LEN as u32)
         }
     };
-    if src != parsed.key.dst {
+    if src != parsed.key.dst
+        || !tunnel::is_source(tables, &src)
+        || !guard::may_send(&parsed.key.src)
+    {
         return Err(Verdict::NotTransport);
     }
     quoted.ip = outer + wrapping;
@@ -117,12 +121,11 @@ fn inside_v6(packet: &mut impl Packet, quoted: &mut Quoted) -> Result<(), Verdic
     }
     quoted.answers.src = Address::v6(&ip.src_addr);
     quoted.answers.dst = Address::v6(&ip.dst_addr);
+    let next = ip.next_hdr;
     if quoted.answers.src.is_v4() || quoted.answers.dst.is_v4() {
         return Err(Verdict::NotTransport);
     }
-    quoted.answers.protocol = u32::from(ip.next_hdr);
-    quoted.transport = quoted.ip + Ipv6Hdr::LEN as u32;
-    Ok(())
+    error::behind_v6(packet, quoted, next)
 }
 
 /// Finds the flow of the packet inside, which must be wrapped for the quoted

@@ -51,6 +51,19 @@ pub(crate) fn outer_ends(
     query.protocol = u32::from(inside(parsed));
 }
 
+/// Whether this is one of the outer sources.
+#[inline(always)]
+pub(crate) fn is_source(tables: &impl Tables, address: &Address) -> bool {
+    let settings = tables.settings();
+    let (prefix, bits) = if address.is_v4() {
+        (settings.tunnel_v4, settings.tunnel_v4_bits)
+    } else {
+        (settings.tunnel_v6, settings.tunnel_v6_bits)
+    };
+    // Where all that may vary is set in both, the rest is what is compared.
+    vary(*address, bits, u32::MAX) == vary(prefix, bits, u32::MAX)
+}
+
 /// The address with its low bits, at most 32 of them, set to those given.
 #[inline(always)]
 fn vary(prefix: Address, bits: u32, varied: u32) -> Address {
