@@ -265,15 +265,12 @@ async fn start(
 fn settings(sources: &TunnelSources, members: bool) -> anyhow::Result<Settings> {
     let second = host::ticks_per_second();
     let ports = host::ports(Path::new(forwarding::SYSCTLS))?;
-    let mut seed = [0; 4];
-    rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
-        .context("the kernel gave no random number")?;
     Ok(Settings {
         refresh_ticks: second,
         idle_ticks: second.saturating_mul(IDLE_SECONDS),
         first_port: u32::from(ports.first),
         port_count: u32::from(ports.count),
-        seed: u32::from_ne_bytes(seed),
+        seed: host::random().context("the kernel gave no random number")?,
         error_limit: ERRORS_PER_SECOND,
         members: u32::from(members),
         tunnel_v4_bits: sources.v4.varied_bits(),

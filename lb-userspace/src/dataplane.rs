@@ -29,6 +29,7 @@ use lb_common::abi::{
     Tagged, Traffic, backend, sequence,
 };
 
+use crate::host;
 use crate::reconcile::{Change, Tables};
 
 mod counts;
@@ -201,6 +202,9 @@ impl Dataplane {
             .context("the kernel did not take the maps of the XDP program; too little memory for node.max_flows?")?;
         let name = if frags { "lb_frags" } else { "lb" };
         program(&mut ebpf, name)?.load().map_err(refused)?;
+        if !adopted {
+            scatter_ids(&mut ebpf)?;
+        }
         let dataplane = Self {
             endpoints: typed(&mut ebpf, "ENDPOINTS", HashMap::try_from)?,
             backends: typed(&mut ebpf, "BACKENDS", Array::try_from)?,
@@ -456,6 +460,18 @@ fn exchange<K: Pod + Ord, V: Pod + PartialEq>(
         if present.get(key) != Some(value) {
             table.insert(key, value, 0)?;
         }
+    }
+    Ok(())
+}
+
+/// Lets the identifications of datagrams begin anywhere, so that outsiders
+/// cannot tell the next one (RFC 7739).
+fn scatter_ids(ebpf: &mut Ebpf) -> anyhow::Result<()> {
+    let mut ids: Array<MapData, u32> = typed(ebpf, "FRAGMENT_IDS", Array::try_from)?;
+    for place in 0..ids.len() {
+        let start = host::random().context("the kernel gave no random number")?;
+        ids.set(place, start, 0)
+            .context("cannot write an identification")?;
     }
     Ok(())
 }

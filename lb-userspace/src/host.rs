@@ -127,6 +127,14 @@ pub fn check_bpf(try_bpf: impl FnOnce() -> io::Result<()>) -> Result<(), Unfit> 
     try_bpf().map_err(bpf_refused)
 }
 
+/// A random number from the kernel.
+pub fn random() -> io::Result<u32> {
+    let mut bytes = [0; 4];
+    // A read of so few bytes is never cut short (getrandom(2)).
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(u32::from_ne_bytes(bytes))
+}
+
 /// Mounts the BPF file system if `pin_path` needs it; gives whether it did.
 pub fn mount_pins(pin_path: &Path) -> Result<bool, Unfit> {
     mount_pins_below(pin_path, Path::new(BPFFS))

@@ -15,9 +15,46 @@ pub(super) fn cases() -> Vec<Case> {
             cases.push(no_further(cast, mode));
             cases.push(too_big(cast, mode));
         }
-        cases.extend([no_flow(cast), others(cast)]);
+        cases.extend([
+            no_flow(cast),
+            others(cast),
+            about_fragments(cast, forward::FULL_NAT),
+            about_fragments(cast, forward::NAT),
+        ]);
     }
     cases
+}
+
+/// It is fragments that are too big where long datagrams are.
+fn about_fragments(cast: &Cast, mode: u8) -> Case {
+    let talk = cast.talk(UDP, mode, 51_000, 0);
+    let [inner, outer] = routers(cast);
+    let says = format!(
+        "errors over {} by {} about a first fragment are carried, and one about another is the host's",
+        cast.family,
+        mode_name(mode),
+    );
+    let error = |from| Error {
+        from,
+        says: IcmpError::TooBig(1400),
+        quote: All,
+    };
+    let first = |frame: Frame| frame.payload(&[0x5a; 64]).fragment(0, true).identified(7);
+    let later = |frame: Frame| frame.payload(&[0x5a; 64]).fragment(9, false).identified(7);
+    Case::new(says, cast.world(UDP, mode))
+        .handshake(&talk)
+        .carries_to_client(&talk, error(inner).about_question(&talk, first))
+        .carries_to_backend(&talk, error(outer).about_answer(&talk, first))
+        .leaves_alone(
+            &LAN,
+            &error(inner).about_question(&talk, later)[0],
+            Verdict::NotTransport,
+        )
+        .leaves_alone(
+            &WAN,
+            &error(outer).about_answer(&talk, later)[0],
+            Verdict::NotTransport,
+        )
 }
 
 fn no_further(cast: &Cast, mode: u8) -> Case {
