@@ -235,9 +235,11 @@ impl Tables for KernelTables<'_> {
     fn next_hop(&self, query: &mut RouteQuery, hop: &mut Hop) -> Result<(), Verdict> {
         let mut room = MaybeUninit::<FibWords>::uninit();
         for place in 0..FIB_WORDS {
-            // SAFETY: within the array; volatile, because the compiler would
-            // call a function that clears byte by byte.
-            unsafe { room.as_mut_ptr().cast::<u64>().add(place).write_volatile(0) };
+            // SAFETY: within the array.
+            let word = unsafe { room.as_mut_ptr().cast::<u64>().add(place) };
+            // SAFETY: as above; volatile, because the compiler would call a
+            // function that clears byte by byte.
+            unsafe { word.write_volatile(0) };
         }
         // SAFETY: a C struct of integers, of which zero is a value, as large as
         // the array and aligned less.

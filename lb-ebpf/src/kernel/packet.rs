@@ -23,14 +23,18 @@ impl<const PIECES: bool> XdpPacket<'_, PIECES> {
     #[inline(always)]
     fn start(&self) -> usize {
         // SAFETY: a field of the context, which lives as long as the program runs.
-        unsafe { (&raw const (*self.0.ctx).data).read_volatile() as usize }
+        let data = unsafe { &raw const (*self.0.ctx).data };
+        // SAFETY: as above.
+        unsafe { data.read_volatile() as usize }
     }
 
     /// Where its first piece ends.
     #[inline(always)]
     fn end(&self) -> usize {
         // SAFETY: as above.
-        unsafe { (&raw const (*self.0.ctx).data_end).read_volatile() as usize }
+        let data_end = unsafe { &raw const (*self.0.ctx).data_end };
+        // SAFETY: as above.
+        unsafe { data_end.read_volatile() as usize }
     }
 }
 
