@@ -55,16 +55,7 @@ impl Checksums {
                 after.own().contains(&Some(false)) || was.are_spoiled_in(now)
             }
             Ordering::Greater => {
-                let Some(inside) = &self.inner else {
-                    return false;
-                };
-                // It may be a quote too, and of less.
-                let quoted = inside.inner.as_ref().zip(after.inner.as_ref());
-                let was = Self {
-                    inner: quoted.map(|(was, now)| Box::new(was.cut_as(now))),
-                    ..*inside.clone()
-                };
-                was.are_spoiled_in(after)
+                (self.inner.as_ref()).is_some_and(|inner| inner.are_spoiled_in(after))
             }
             Ordering::Equal => {
                 let mut own = self.own().into_iter().zip(after.own());
@@ -96,6 +87,18 @@ impl Checksums {
 /// Whether no checksum of the frame is wrong.
 pub fn checksums_hold(frame: &[u8]) -> bool {
     checksums(frame).hold()
+}
+
+/// Whether a checksum that was right is so no more in what became of the frame.
+/// A message that quotes some of it as it came is a packet of its own.
+pub fn spoiled(before: &[u8], after: &[u8]) -> bool {
+    let (was, now) = (checksums(before), checksums(after));
+    let is_message = || {
+        !now.own().contains(&Some(false))
+            && quote(after)
+                .is_some_and(|quote| before.windows(quote.len()).any(|bytes| bytes == quote))
+    };
+    was.are_spoiled_in(&now) && !is_message()
 }
 
 /// Sums a frame up again.
@@ -238,6 +241,19 @@ fn inside(frame: &[u8], carried: &Carried) -> Option<(bool, Range<usize>)> {
     };
     let end = end.min(frame.len());
     (inner < end).then_some((v4, inner..end))
+}
+
+/// What an ICMP error quotes.
+fn quote(frame: &[u8]) -> Option<&[u8]> {
+    let (v4, bytes) = first(frame)?;
+    let carried = if v4 {
+        ipv4(frame, bytes.start)
+    } else {
+        ipv6(frame, bytes.start)
+    }?;
+    let is_icmp = carried.protocol == ICMP || carried.protocol == ICMPV6;
+    let (_, quote) = inside(frame, &carried).filter(|_| is_icmp)?;
+    frame.get(quote)
 }
 
 fn ipv4_header(frame: &[u8], start: usize) -> Option<Cover> {
@@ -446,6 +462,22 @@ mod tests {
                 let now = checksums(&spoiled);
                 assert!(was.are_spoiled_in(&now), "{field} of {after:02x?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_message_is_a_packet_of_its_own_if_it_quotes_what_came() {
+        let wrapped = four().inside("fd01::1", "fd01::2");
+        let error = IcmpError::TimeExceeded;
+        let came = icmp_error("fd00::9", "fd01::1", error, &wrapped, 99).bytes();
+        let message = icmp_error("10.0.0.2", "10.0.0.1", error, &four(), 28);
+        assert!(!spoiled(&came, &message.bytes()));
+        let other = icmp_error("10.0.0.2", "10.0.0.1", error, &four().ttl(9), 28);
+        assert!(spoiled(&came, &other.bytes()));
+        for field in checksum_fields(&message.bytes()).into_iter().skip(1) {
+            let mut wrong = message.bytes();
+            wrong[field] ^= 1;
+            assert!(spoiled(&came, &wrong), "{field}");
         }
     }
 

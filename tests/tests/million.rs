@@ -26,7 +26,7 @@ use anyhow::{Context as _, Error, Result, anyhow, ensure};
 use fastrand::Rng;
 use lb_common::{Action, Verdict};
 use tests::cases::{Case, Step, all};
-use tests::checksum::checksums;
+use tests::checksum::{checksums, spoiled};
 use tests::damage::{cuts, damaged, lengthen};
 use tests::kernel::{Kernel, PROGRAMS, SHORTEST, in_namespace};
 use tests::network::DEVICES;
@@ -304,10 +304,11 @@ impl Sum {
             }
             Action::Transmit | Action::Redirect => {}
         }
-        let (was, is) = (checksums(bytes), checksums(&outcome.frame));
         ensure!(
-            !was.are_spoiled_in(&is),
-            "its checksums were {was:?} and are {is:?} in {}",
+            !spoiled(bytes, &outcome.frame),
+            "its checksums were {:?} and are {:?} in {}",
+            checksums(bytes),
+            checksums(&outcome.frame),
             hex(&outcome.frame)
         );
         Ok(())

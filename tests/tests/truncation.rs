@@ -3,7 +3,8 @@
 //!
 //! Whatever comes in, both must do the same to the packet and to the tables;
 //! the program never aborts; what is dropped is as it came; and no checksum
-//! that was right is wrong afterwards.
+//! that was right is wrong afterwards. On the host, arithmetic that overflows
+//! would panic.
 //!
 //! The damage follows from a seed, which is printed. `LB_TEST_SEED=N` takes
 //! another one.
@@ -16,7 +17,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use fastrand::Rng;
 use lb_common::{Action, Verdict};
 use tests::cases::{Case, Step, all};
-use tests::checksum::checksums;
+use tests::checksum::{checksums, spoiled};
 use tests::damage::{cuts, damaged};
 use tests::host::Host;
 use tests::kernel::{Kernel, SHORTEST, in_namespace};
@@ -25,6 +26,9 @@ use tests::world::{Outcome, Side};
 
 /// How many damaged frames there are at least.
 const CORRUPTIONS: usize = 500_000;
+
+/// How many there are at least on the host alone.
+const ON_THE_HOST: usize = 200_000;
 
 /// How many frames come in before both sides begin anew: few, so that most
 /// meet the tables as their case has them.
@@ -58,13 +62,7 @@ fn damaged_frames_end_alike_in_the_kernel() -> Result<()> {
         let arrivals: Vec<_> = arrivals(&cases).collect();
         let each = CORRUPTIONS.div_ceil(arrivals.len());
         for (case, place, frame, ingress) in &arrivals {
-            let others = case.frames();
-            let frames: Vec<_> = (0..each)
-                .map(|_| {
-                    let bytes = damaged(&mut rng, frame, &others);
-                    (bytes, ingress_of(&mut rng, *ingress))
-                })
-                .collect();
+            let frames = damages(&mut rng, case, frame, *ingress, each);
             pair.try_all(case, *place, &frames)
                 .with_context(|| format!("with LB_TEST_SEED={seed}"))?;
         }
@@ -72,6 +70,57 @@ fn damaged_frames_end_alike_in_the_kernel() -> Result<()> {
         ensure!(pair.count >= CORRUPTIONS, "only {} corruptions", pair.count);
         Ok(())
     })
+}
+
+/// Under a sanitizer too (`cargo xtask sanitize`), where nothing in the kernel
+/// can be looked at.
+#[test]
+fn the_host_takes_no_harm_from_frames_cut_short_or_damaged() -> Result<()> {
+    let seed = seed()?;
+    println!("LB_TEST_SEED={seed}");
+    let mut rng = Rng::with_seed(seed);
+    let cases = all();
+    let arrivals: Vec<_> = arrivals(&cases).collect();
+    let each = ON_THE_HOST.div_ceil(arrivals.len());
+    let mut host = Host::new();
+    let (mut cut, mut corrupted) = (0, 0);
+    for (case, place, frame, ingress) in &arrivals {
+        let mut frames: Vec<_> = cuts(frame.len())
+            .map(|length| (frame[..length].to_vec(), *ingress))
+            .collect();
+        cut += frames.len();
+        frames.extend(damages(&mut rng, case, frame, *ingress, each));
+        corrupted += each;
+        for batch in frames.chunks(BATCH) {
+            host.begin(&case.world)?;
+            play(&case.steps[..*place], &mut host)?;
+            for (frame, ingress) in batch {
+                let outcome = host.arrive(frame, *ingress)?;
+                sane(frame, &outcome).with_context(|| {
+                    format!(
+                        "{}: in place of step {place}: the frame {frame:02x?} on {ingress}, with LB_TEST_SEED={seed}",
+                        case.says
+                    )
+                })?;
+            }
+        }
+    }
+    println!("{cut} truncations and {corrupted} corruptions on the host alone");
+    Ok(())
+}
+
+/// This frame of a case damaged so many times, and by what they come in.
+fn damages(
+    rng: &mut Rng,
+    case: &Case,
+    frame: &[u8],
+    ingress: u32,
+    count: usize,
+) -> Vec<(Vec<u8>, u32)> {
+    let others = case.frames();
+    (0..count)
+        .map(|_| (damaged(rng, frame, &others), ingress_of(rng, ingress)))
+        .collect()
 }
 
 fn seed() -> Result<u64> {
@@ -217,10 +266,11 @@ fn sane(before: &[u8], after: &Outcome) -> Result<()> {
     if after.action == Action::Drop && after.frame != before {
         bail!("it was changed and dropped: {:02x?}", after.frame);
     }
-    let (good, now) = (checksums(before), checksums(&after.frame));
     ensure!(
-        !good.are_spoiled_in(&now),
-        "its checksums were {good:?} and are {now:?} in {:02x?}",
+        !spoiled(before, &after.frame),
+        "its checksums were {:?} and are {:?} in {:02x?}",
+        checksums(before),
+        checksums(&after.frame),
         after.frame
     );
     Ok(())

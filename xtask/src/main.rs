@@ -10,6 +10,7 @@ mod ci;
 mod demo;
 mod docs;
 mod report;
+mod sanitize;
 mod setup;
 mod shell;
 mod sweep;
@@ -40,6 +41,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Build with AddressSanitizer, and run the data path's tests on the host
+    Sanitize,
     /// Set up, build, and show the balancer at work on real connections (as root)
     Demo,
     /// Set up, build, and measure what a packet costs (as root); see `-- --help`
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
             Err(error) => Err(error),
         },
         Task::Bench { arguments } => bench::run(&arguments),
+        Task::Sanitize => sanitize::run(),
         Task::Lint => ci::lint(),
         Task::Ci => ci::run(),
         Task::Docs { check } => docs::run(check),
