@@ -65,7 +65,7 @@ pub fn lead(tables: &impl Tables, room: &mut Room) {
     if let Some(first) = twice {
         parsed.new_id = first.id;
     }
-    keep(tables, parsed, parsed.key.protocol);
+    keep(tables, parsed, parsed.key.protocol, parsed.new_id);
 }
 
 /// Gives the packet a new identification, if its addresses are translated.
@@ -101,16 +101,16 @@ pub fn led(tables: &impl Tables, room: &Room, why: Verdict) -> Verdict {
 #[inline(never)]
 fn leave_to_host(tables: &impl Tables, parsed: &Parsed) {
     if is_service_address(tables, parsed.key.dst) {
-        keep(tables, parsed, 0);
+        keep(tables, parsed, 0, parsed.id);
     }
 }
 
 #[inline(always)]
-fn keep(tables: &impl Tables, parsed: &Parsed, protocol: u32) {
+fn keep(tables: &impl Tables, parsed: &Parsed, protocol: u32, id: u32) {
     let note = Fragment {
         src_port: parsed.key.src_port,
         dst_port: parsed.key.dst_port,
-        id: parsed.new_id,
+        id,
         seen: tables.now(),
         protocol,
     };
