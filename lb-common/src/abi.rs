@@ -12,7 +12,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::{Address, Be16};
 
 /// The version of everything in this module.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// No service, or no backend: the packet ended before one was known.
 pub const NOBODY: u32 = u32::MAX;
@@ -114,6 +114,59 @@ pub mod backend {
     /// It was healthy when the controller last wrote; a restarted controller
     /// goes on from here.
     pub const UP: u8 = 2;
+    /// It takes new connections: it stands in its service's sequence.
+    pub const OPEN: u8 = 4;
+    /// Its flows end: each next packet of TCP is answered with a RST, and the
+    /// next datagram begins a new flow.
+    pub const RESET: u8 = 8;
+    /// Its flows move: each next packet from a client goes to another backend.
+    pub const REHASH: u8 = 16;
+}
+
+/// How the data path chooses among the slots of a service's sequence.
+pub mod pick {
+    /// The next one in turn.
+    pub const TURN: u32 = 0;
+    /// The one at the place that the hash of both ends says.
+    pub const FLOW_HASH: u32 = 1;
+    /// The one at the place that the hash of the client's address says.
+    pub const SOURCE_HASH: u32 = 2;
+    /// The one with the fewest live flows for its weight.
+    pub const LEAST: u32 = 3;
+}
+
+/// How a service chooses backends: the value of the `POLICIES` table, by the
+/// service's number.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Policy {
+    /// One of [`pick`].
+    pub pick: u32,
+    /// For how many kernel ticks after its last new connection a client's
+    /// address keeps its backend; 0 for not at all.
+    pub affinity_ticks: u32,
+}
+
+/// A client of a service with affinity: the key of the `AFFINITIES` table.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct AffinityKey {
+    /// The client's address.
+    pub client: Address,
+    /// The service's number.
+    pub service: u32,
+    /// Always zero.
+    pub zero: u32,
+}
+
+/// Where that client's connections go: the value of the `AFFINITIES` table.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Affinity {
+    /// The backend's number.
+    pub backend: u32,
+    /// When the last one began, in kernel ticks, the low 32 bits.
+    pub seen: u32,
 }
 
 /// The two ends of a packet as it arrived: the key of both flow tables.
@@ -346,7 +399,8 @@ pub mod sequence {
     pub const CURSOR: u32 = 0;
     /// The word that holds the number of slots.
     pub const LENGTH: u32 = 1;
-    /// The first of the slots, each the number of a backend.
+    /// The first of the slots: the number of a backend in the low half, and in
+    /// the high half, where the policy is [`super::pick::LEAST`], its weight.
     pub const FIRST: u32 = 2;
     /// The most slots a sequence may have.
     pub const MAX_LENGTH: u32 = 65_536;
@@ -361,6 +415,9 @@ const _: () = {
     assert!(size_of::<Life>() == 16);
     assert!(size_of::<Traffic>() == 40);
     assert!(size_of::<DropKey>() == 16);
+    assert!(size_of::<Policy>() == 8);
+    assert!(size_of::<AffinityKey>() == 24);
+    assert!(size_of::<Affinity>() == 8);
     assert!(size_of::<FragmentKey>() == 40);
     assert!(size_of::<Fragment>() == 16);
     assert!(size_of::<Tagged>() == 16);

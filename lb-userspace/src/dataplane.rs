@@ -25,8 +25,8 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use aya_log::EbpfLogger;
 use bytemuck::{bytes_of, pod_read_unaligned};
 use lb_common::abi::{
-    ABI_VERSION, Backend, DropKey, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Party, Settings,
-    Tagged, Traffic, backend, sequence,
+    ABI_VERSION, Affinity, AffinityKey, Backend, DropKey, Endpoint, Flow, FlowKey, Fragment,
+    FragmentKey, Party, Policy, Settings, Tagged, Traffic, backend, sequence,
 };
 
 use crate::host;
@@ -46,10 +46,16 @@ use pins::{adopt, refuse_other_versions};
 pub static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf.o"));
 
 /// The maps that are pinned: name, size of a key, size of a value.
-const PINNED: [(&str, usize, usize); 14] = [
+const PINNED: [(&str, usize, usize); 16] = [
     ("ENDPOINTS", size_of::<Endpoint>(), size_of::<Party>()),
     ("BACKENDS", 4, size_of::<Backend>()),
     ("SEQUENCES", 4, 4),
+    ("POLICIES", 4, size_of::<Policy>()),
+    (
+        "AFFINITIES",
+        size_of::<AffinityKey>(),
+        size_of::<Affinity>(),
+    ),
     ("FLOWS", size_of::<FlowKey>(), size_of::<Flow>()),
     ("UNFINISHED", size_of::<FlowKey>(), size_of::<Flow>()),
     ("DEVICES", 4, 8),
@@ -97,11 +103,12 @@ impl Sizes {
             // A service and its bare address, and each backend.
             "ENDPOINTS" => 2 * self.services + self.backends,
             "BACKENDS" | "BACKEND_TRAFFIC" => self.backends,
-            "SEQUENCES" | "SERVICE_TRAFFIC" => self.services,
+            "SEQUENCES" | "SERVICE_TRAFFIC" | "POLICIES" => self.services,
             "FLOWS" => 2 * self.flows + lru_reserve(),
             "UNFINISHED" => 2 * self.unfinished() + lru_reserve(),
             "DEVICES" => MAX_DEVICES,
             "VERDICTS" => lb_common::verdict::VERDICT_SLOTS,
+            "AFFINITIES" => self.affinities() + lru_reserve(),
             "FRAGMENTS" => self.fragments() + lru_reserve(),
             "FRAGMENT_IDS" => FRAGMENT_COUNTERS,
             "INTERFACES" | "EXITS" => MAX_TAGGED,
@@ -112,6 +119,11 @@ impl Sizes {
     /// How many unfinished connections there is room for.
     fn unfinished(self) -> u32 {
         (self.flows / 8).clamp(8_192, 131_072)
+    }
+
+    /// How many clients there is room for whose backend is remembered.
+    fn affinities(self) -> u32 {
+        (self.flows / 4).clamp(1_024, 1_048_576)
     }
 
     /// How many datagrams in fragments there is room for at a time.

@@ -16,8 +16,8 @@ use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use lb_common::Address;
 use lb_common::abi::{
-    Backend, DropKey, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Life, Party, Settings,
-    Tagged, Traffic, sequence,
+    Affinity, AffinityKey, Backend, DropKey, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Life,
+    Party, Policy, Settings, Tagged, Traffic, sequence,
 };
 use lb_common::verdict::{Action, VERDICT_SLOTS, Verdict};
 use lb_ebpf::steer::Attribution;
@@ -30,6 +30,10 @@ static BACKENDS: Array<Backend, 1024> = Array::new();
 #[btf_map]
 static SEQUENCES: ArrayOfMaps<Array<u64, 2, { BPF_F_INNER_MAP as usize }>, 1024> =
     ArrayOfMaps::new();
+#[btf_map]
+static POLICIES: Array<Policy, 1024> = Array::new();
+#[btf_map]
+static AFFINITIES: LruHashMap<AffinityKey, Affinity, 1024> = LruHashMap::new();
 #[btf_map]
 static FLOWS: LruHashMap<FlowKey, Flow, 1024> = LruHashMap::new();
 #[btf_map]
