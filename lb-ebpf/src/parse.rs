@@ -40,7 +40,7 @@ pub(crate) mod extension {
 
 /// How many extension headers are looked through: each kind once, the
 /// destination options twice (RFC 8200, section 4.1), and one to spare.
-const MAX_EXTENSIONS: u32 = 6;
+pub(crate) const MAX_EXTENSIONS: u32 = 6;
 
 /// No header that is read begins further in than this.
 const MAX_TRANSPORT: u32 = 255;
@@ -306,7 +306,7 @@ fn later(packet: &mut impl Packet, parsed: &mut Parsed, at: u32) -> Result<(), V
 /// The length of an extension header in bytes: it counts units of eight, the
 /// first not among them.
 #[inline(always)]
-fn units(packet: &mut impl Packet, at: u32) -> Result<u32, Verdict> {
+pub(crate) fn units(packet: &mut impl Packet, at: u32) -> Result<u32, Verdict> {
     let [_, further] = *packet.at::<[u8; 2]>(at)?;
     Ok((u32::from(further) + 1) * 8)
 }

@@ -8,7 +8,7 @@ use network_types::udp::UdpHdr;
 
 use crate::guard;
 use crate::packet::{Icmp, Packet, Ports, Tcp};
-use crate::parse::{Family, Parsed, extension};
+use crate::parse::{self, Family, Parsed, extension};
 use crate::rewrite::{self, nat};
 use crate::room::{Quoted, Room};
 use crate::route;
@@ -92,27 +92,44 @@ fn read(packet: &mut impl Packet, parsed: &Parsed, quoted: &mut Quoted) -> Resul
     Ok(())
 }
 
-/// What follows a quoted IPv6 header: the transport header, or that of the first
-/// fragment behind the header that says so. It is fragments that are too big
+/// What follows a quoted IPv6 header: the transport header, behind as many
+/// extension headers as are looked through in a packet that is balanced. One of
+/// them may say that this is a first fragment: it is fragments that are too big
 /// where long datagrams are.
-#[inline(always)]
+#[inline(never)]
 pub(super) fn behind_v6(
     packet: &mut impl Packet,
     quoted: &mut Quoted,
-    next: u8,
+    first: u8,
 ) -> Result<(), Verdict> {
     const PLACE: u16 = !7;
-    quoted.answers.protocol = u32::from(next);
-    quoted.transport = quoted.ip + Ipv6Hdr::LEN as u32;
-    if next == extension::FRAGMENT {
-        let [next, _, high, low, ..] = *packet.at::<[u8; 8]>(quoted.transport)?;
-        if u16::from_be_bytes([high, low]) & PLACE != 0 {
-            return Err(Verdict::NotTransport);
-        }
-        quoted.answers.protocol = u32::from(next);
-        quoted.transport += 8;
+    let mut next = first;
+    let mut at = quoted.ip + Ipv6Hdr::LEN as u32;
+    let mut seen = 0;
+    while seen <= parse::MAX_EXTENSIONS {
+        let length = match next {
+            TCP | UDP => {
+                quoted.answers.protocol = u32::from(next);
+                quoted.transport = at;
+                return Ok(());
+            }
+            extension::HOP_BY_HOP | extension::ROUTING | extension::DESTINATION => {
+                parse::units(packet, at)?
+            }
+            extension::FRAGMENT => {
+                let [_, _, high, low] = *packet.at::<[u8; 4]>(at)?;
+                if u16::from_be_bytes([high, low]) & PLACE != 0 {
+                    return Err(Verdict::NotTransport);
+                }
+                8
+            }
+            _ => return Err(Verdict::NotTransport),
+        };
+        [next, _] = *packet.at(at)?;
+        at += length;
+        seen += 1;
     }
-    Ok(())
+    Err(Verdict::NotTransport)
 }
 
 /// Whether the quoted ports are in the packet: what looks like them may be

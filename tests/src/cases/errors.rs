@@ -23,6 +23,9 @@ pub(super) fn cases() -> Vec<Case> {
                 cases.push(carried(cast, protocol, mode));
                 cases.push(unfinished(cast, protocol, mode));
             }
+            if cast.family == "IPv6" {
+                cases.extend([TCP, UDP].map(|protocol| quoted_extension_headers(protocol, mode)));
+            }
             cases.push(one_arm(cast, mode));
             cases.push(in_a_vlan(cast, mode));
             cases.push(checksums(cast, mode));
@@ -390,16 +393,63 @@ fn extension_headers() -> Case {
     };
     let question = error(inner).about_question(&talk, data);
     let answer = error(outer).about_answer(&talk, data);
-    let quoted = |frame: Frame| data(frame).destination_options();
-    let [unread, _] = error(inner).about_question(&talk, quoted);
     Case::new(
-        "errors over IPv6 behind extension headers are carried, those about a packet that had some are not",
+        "errors over IPv6 behind extension headers are carried",
         V6.world(UDP, forward::FULL_NAT),
     )
     .handshake(&talk)
     .carries_to_client(&talk, question.map(Frame::hop_by_hop))
     .carries_to_backend(&talk, answer.map(Frame::destination_options))
-    .leaves_alone(&LAN, &unread, Verdict::NotTransport)
+}
+
+/// What is forwarded may come back as a quote.
+fn quoted_extension_headers(protocol: u8, mode: u8) -> Case {
+    let talk = V6.talk(protocol, mode, 51_000, 0);
+    let [inner, outer] = routers(&V6);
+    let says = format!(
+        "errors about {} by {} that had extension headers are carried, up to as many as are looked through",
+        protocol_name(protocol),
+        mode_name(mode),
+    );
+    let all = |frame: Frame| {
+        let frame = frame.hop_by_hop().destination_options().routing(0);
+        frame.fragment(0, false).destination_options()
+    };
+    let kinds: [&dyn Fn(Frame) -> Frame; 7] = [
+        &Frame::hop_by_hop,
+        &Frame::destination_options,
+        &|frame| frame.routing(0),
+        &|frame| frame.fragment(0, false),
+        &|frame| frame.extension(60, &[0; 126]),
+        &all,
+        &|frame| frame.extensions(6),
+    ];
+    let mut case = Case::new(says, V6.world(protocol, mode)).handshake(&talk);
+    for quote in [Least, All] {
+        let error = |from| Error {
+            from,
+            says: IcmpError::TooBig(1400),
+            quote,
+        };
+        for with in kinds {
+            let shape = |frame| with(data(frame));
+            case = case
+                .carries_to_client(&talk, error(inner).about_question(&talk, shape))
+                .carries_to_backend(&talk, error(outer).about_answer(&talk, shape));
+        }
+        for with in [
+            |frame: Frame| frame.extensions(7),
+            |frame: Frame| frame.extension(51, &[0; 6]),
+        ] {
+            let shape = |frame| with(data(frame));
+            let [question, _] = error(inner).about_question(&talk, shape);
+            let [answer, _] = error(outer).about_answer(&talk, shape);
+            case = case
+                .leaves_alone(&LAN, &question, Verdict::NotTransport)
+                .leaves_alone(&WAN, &answer, Verdict::NotTransport);
+        }
+    }
+    case.then_flows(2, 0).then_turns(1)
 }
 
 fn counted() -> Case {
