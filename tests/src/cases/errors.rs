@@ -273,9 +273,9 @@ fn one_arm(cast: &Cast, mode: u8) -> Case {
         .carries_to_backend(&talk, answers().map(tagged))
 }
 
-/// The error with the checksum that is asked for, by means of the sequence
-/// number in what it quotes; ffff is none.
-fn balanced(check: u16, error: impl Fn(u32) -> Frame) -> u32 {
+/// The error with the checksum that is asked for, by means of a number in what
+/// it quotes, which no other checksum there covers; ffff is none.
+pub(super) fn balanced(check: u16, error: impl Fn(u32) -> Frame) -> u32 {
     let place = |frame: &Frame| if frame.packet()[0] >> 4 == 4 { 22 } else { 42 };
     let with_zero = error(0);
     let at = place(&with_zero);

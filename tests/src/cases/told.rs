@@ -3,7 +3,7 @@
 use lb_common::Verdict;
 use lb_common::abi::{Settings, TCP, UDP, forward};
 
-use super::errors::{one_way_world, to_backend};
+use super::errors::{balanced, one_way_world, to_backend};
 use super::{CASTS, Case, Cast, ISN, Talk, mode_name, protocol_name};
 use crate::frame::{Frame, IcmpError, Link, icmp_error, tcp, udp};
 use crate::network::{Device, LAN, NARROW, WAN};
@@ -34,6 +34,7 @@ pub(super) fn cases() -> Vec<Case> {
             cases.push(expired_one_way(cast, mode));
         }
         cases.extend([
+            checksums(cast),
             with_tags(cast),
             with_more_headers(cast),
             to_nobody(cast),
@@ -144,6 +145,29 @@ fn lengths(cast: &Cast, protocol: u8) -> Case {
             let frame = talk.asks().syn().payload(&payload).ttl(1);
             case.tells_client(&talk, TimeExceeded, &frame)
         },
+    )
+}
+
+/// At the edges of what the sum over a message comes to.
+fn checksums(cast: &Cast) -> Case {
+    let talk = cast.talk(UDP, forward::FULL_NAT, 51_000, 0);
+    let says = format!(
+        "the checksum of what a sender is told over {} is right, whatever it comes to",
+        cast.family
+    );
+    let late = |number: u32| {
+        let frame = talk.asks().payload(&number.to_be_bytes()).ttl(1);
+        frame.without_checksum()
+    };
+    let message = |number| told(TimeExceeded, &late(number), talk.service, &talk.client);
+    let edges = (0..=3)
+        .chain(0x00fe..=0x0101)
+        .chain(0x7ffe..=0x8001)
+        .chain(0xfefe..=0xff01)
+        .chain(0xfff4..=0xfffe);
+    edges.fold(
+        Case::new(says, cast.world(UDP, forward::FULL_NAT)),
+        |case, check| case.tells_client(&talk, TimeExceeded, &late(balanced(check, message))),
     )
 }
 
