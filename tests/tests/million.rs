@@ -11,6 +11,9 @@
 //! the middle of its case. The flavour for frames in pieces gets long ones too,
 //! and some whose first piece ends anywhere.
 //!
+//! The host gets a part of the very same frames, so that a sanitizer can look on
+//! (`cargo xtask sanitize`); of each it sees one piece only.
+//!
 //! Everything follows from a seed, which is printed: `LB_TEST_SEED=N` takes
 //! another one, `LB_TEST_FRAMES=N` takes more frames or fewer.
 
@@ -28,11 +31,16 @@ use lb_common::{Action, Verdict};
 use tests::cases::{Case, Step, all};
 use tests::checksum::{checksums, spoiled};
 use tests::damage::{cuts, damaged, lengthen};
+use tests::host::Host;
 use tests::kernel::{Kernel, PROGRAMS, SHORTEST, in_namespace};
 use tests::network::DEVICES;
 use tests::world::{Outcome, Side, World};
 
 const FRAMES: u64 = 1_000_000;
+
+/// The host gets one batch of so many: an odd number, because batches are for
+/// the two programs in turn.
+const HOST_SHARE: usize = 7;
 const SEED: u64 = 20_261_122;
 
 /// How many frames come in before the tables are again as their case has them.
@@ -50,16 +58,9 @@ const MADE_READY: [Verdict; 3] = [
 
 #[test]
 fn whatever_the_frame_the_kernel_spoils_nothing() -> Result<()> {
-    let frames = number("LB_TEST_FRAMES", FRAMES)?;
-    let seed = number("LB_TEST_SEED", SEED)?;
-    println!("LB_TEST_SEED={seed}");
     let cases = all();
-    let run = Run {
-        arrivals: arrivals(&cases).collect(),
-        seed,
-        batches: frames.div_ceil(BATCH as u64) as usize,
-        next: AtomicUsize::new(0),
-    };
+    let run = Run::new(&cases)?;
+    let frames = run.wanted;
     let begun = Instant::now();
     let sum = Mutex::new(Sum::default());
     let threads = thread::available_parallelism()?.get().min(run.batches);
@@ -90,6 +91,36 @@ fn whatever_the_frame_the_kernel_spoils_nothing() -> Result<()> {
             .collect();
         ensure!(missed.is_empty(), "no damaged frame ended in {missed:?}");
     }
+    Ok(())
+}
+
+#[test]
+fn the_host_spoils_nothing_of_the_same_frames() -> Result<()> {
+    let cases = all();
+    let run = Run::new(&cases)?;
+    let begun = Instant::now();
+    let mut host = Host::new();
+    let (mut count, mut changed) = (0, 0);
+    for batch in (0..run.batches).step_by(HOST_SHARE) {
+        let arrival = run.arrival(batch);
+        begin(&mut host, arrival)?;
+        for frame in run.frames(batch, true) {
+            let tried = on_host(&mut host, &frame).map_err(|error| {
+                let alone = || {
+                    begin(&mut host, arrival)?;
+                    on_host(&mut host, &frame).map(drop)
+                };
+                told(error, alone, &frame)
+            });
+            changed += u64::from(tried.with_context(|| run.says(batch))?);
+            count += 1;
+        }
+    }
+    println!(
+        "{count} of {} damaged frames on the host, {changed} changed by the data path, in {:.0} s",
+        run.wanted,
+        begun.elapsed().as_secs_f64()
+    );
     Ok(())
 }
 
@@ -168,6 +199,8 @@ impl Arrival<'_> {
 struct Run<'a> {
     arrivals: Vec<Arrival<'a>>,
     seed: u64,
+    /// How many frames at least.
+    wanted: u64,
     batches: usize,
     next: AtomicUsize,
 }
@@ -189,7 +222,21 @@ struct Sum {
     verdicts: BTreeMap<Verdict, u64>,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    /// As the environment has it.
+    fn new(cases: &'a [Case]) -> Result<Self> {
+        let wanted = number("LB_TEST_FRAMES", FRAMES)?;
+        let seed = number("LB_TEST_SEED", SEED)?;
+        println!("LB_TEST_SEED={seed}");
+        Ok(Self {
+            arrivals: arrivals(cases).collect(),
+            seed,
+            wanted,
+            batches: wanted.div_ceil(BATCH as u64) as usize,
+            next: AtomicUsize::new(0),
+        })
+    }
+
     fn work(&self) -> Result<Sum> {
         let mut sum = Sum::default();
         let mut kernels = PROGRAMS.map(Kernel::of);
@@ -199,25 +246,34 @@ impl Run<'_> {
             if batch >= self.batches {
                 return Ok(sum);
             }
-            let program = batch % PROGRAMS.len();
-            // Those of one case one after another: the kernel waits for all its
-            // CPUs when a service's sequence is exchanged.
-            let arrival = &self.arrivals[batch * self.arrivals.len() / self.batches];
-            let frames = self.frames(batch, arrival, program == 1, pieces);
+            let program = program_of(batch);
+            let arrival = self.arrival(batch);
+            let frames = self.frames(batch, pieces);
             *sum.by_program.entry(PROGRAMS[program]).or_default() += frames.len() as u64;
             sum.batch(&mut kernels[program], arrival, &frames)
-                .with_context(|| {
-                    format!(
-                        "with LB_TEST_SEED={}, batch {batch}, by the program `{}`, {}",
-                        self.seed,
-                        PROGRAMS[program],
-                        arrival.says()
-                    )
-                })?;
+                .with_context(|| self.says(batch))?;
         }
     }
 
-    fn frames(&self, batch: usize, arrival: &Arrival, long: bool, pieces: bool) -> Vec<Damaged> {
+    /// Those of one case one after another: the kernel waits for all its CPUs
+    /// when a service's sequence is exchanged.
+    fn arrival(&self, batch: usize) -> &Arrival<'a> {
+        &self.arrivals[batch * self.arrivals.len() / self.batches]
+    }
+
+    fn says(&self, batch: usize) -> String {
+        format!(
+            "with LB_TEST_SEED={}, batch {batch}, for the program `{}`, {}",
+            self.seed,
+            PROGRAMS[program_of(batch)],
+            self.arrival(batch).says()
+        )
+    }
+
+    /// The frames of a batch, some in pieces if the kernel takes those.
+    fn frames(&self, batch: usize, pieces: bool) -> Vec<Damaged> {
+        let long = program_of(batch) == 1;
+        let arrival = self.arrival(batch);
         let mut rng = Rng::with_seed(self.seed);
         let mut rng = Rng::with_seed(rng.u64(..) ^ batch as u64);
         let others = arrival.case.frames();
@@ -249,6 +305,11 @@ impl Run<'_> {
     }
 }
 
+/// The place of the program that a batch is for.
+fn program_of(batch: usize) -> usize {
+    batch % PROGRAMS.len()
+}
+
 /// Whether the kernel lets a test say where the first piece of a frame ends.
 fn takes_pieces(kernel: &mut Kernel) -> Result<bool> {
     kernel.begin(&World::empty())?;
@@ -267,7 +328,14 @@ impl Sum {
         let mut made_ready: u64 = kernel.counts(MADE_READY)?.iter().sum();
         for frame in frames {
             let tried = self.one(kernel, frame, &mut made_ready);
-            tried.map_err(|error| told(error, kernel, arrival, frame))?;
+            tried.map_err(|error| {
+                let alone = || {
+                    begin(kernel, arrival)?;
+                    let mut made_ready = kernel.counts(MADE_READY)?.iter().sum();
+                    Sum::default().one(kernel, frame, &mut made_ready)
+                };
+                told(error, alone, frame)
+            })?;
         }
         let verdicts = kernel.verdicts()?;
         let (counted, came) = (verdicts.values().sum::<u64>(), frames.len() as u64);
@@ -289,28 +357,10 @@ impl Sum {
         } = frame;
         self.in_pieces += u64::from(*first < bytes.len());
         let outcome = kernel.arrive_in_pieces(bytes, *first, *ingress)?;
-        if outcome.frame == *bytes {
-            return Ok(());
-        }
-        self.changed += 1;
-        match outcome.action {
-            Action::Drop => return Err(changed_and("dropped", &outcome)),
-            Action::Pass => {
-                let now = kernel.counts(MADE_READY)?.iter().sum();
-                if now == *made_ready {
-                    return Err(changed_and("passed", &outcome));
-                }
-                *made_ready = now;
-            }
-            Action::Transmit | Action::Redirect => {}
-        }
-        ensure!(
-            !spoiled(bytes, &outcome.frame),
-            "its checksums were {:?} and are {:?} in {}",
-            checksums(bytes),
-            checksums(&outcome.frame),
-            hex(&outcome.frame)
-        );
+        self.changed += u64::from(sound(bytes, &outcome, || {
+            let now = kernel.counts(MADE_READY)?.iter().sum();
+            Ok(std::mem::replace(made_ready, now) != now)
+        })?);
         Ok(())
     }
 
@@ -350,20 +400,57 @@ impl Sum {
     }
 }
 
+/// Gives a frame to the host, all of it; whether it was changed.
+fn on_host(host: &mut Host, frame: &Damaged) -> Result<bool> {
+    let before = host.state()?;
+    let outcome = host.arrive(&frame.bytes, frame.ingress)?;
+    let verdict = host.state()?.verdict_since(&before);
+    ensure!(verdict.is_some(), "it was not counted once");
+    sound(&frame.bytes, &outcome, || {
+        Ok(verdict.is_some_and(|verdict| MADE_READY.contains(&verdict)))
+    })
+}
+
+/// Whether the frame was changed, which must have spoiled nothing. `made_ready`
+/// is asked about a changed one that was passed: whether its verdict is one of
+/// those.
+fn sound(
+    bytes: &[u8],
+    outcome: &Outcome,
+    made_ready: impl FnOnce() -> Result<bool>,
+) -> Result<bool> {
+    if outcome.frame == bytes {
+        return Ok(false);
+    }
+    match outcome.action {
+        Action::Drop => return Err(changed_and("dropped", outcome)),
+        Action::Pass if !made_ready()? => return Err(changed_and("passed", outcome)),
+        Action::Pass | Action::Transmit | Action::Redirect => {}
+    }
+    ensure!(
+        !spoiled(bytes, &outcome.frame),
+        "its checksums were {:?} and are {:?} in {}",
+        checksums(bytes),
+        checksums(&outcome.frame),
+        hex(&outcome.frame)
+    );
+    Ok(true)
+}
+
 fn changed_and(what: &str, outcome: &Outcome) -> Error {
     anyhow!("it was changed and {what}: {}", hex(&outcome.frame))
 }
 
 /// The tables as the case has them; how many frames that took.
-fn begin(kernel: &mut Kernel, arrival: &Arrival) -> Result<u64> {
-    kernel.begin(&arrival.case.world)?;
+fn begin(side: &mut impl Side, arrival: &Arrival) -> Result<u64> {
+    side.begin(&arrival.case.world)?;
     let mut count = 0;
     for step in &arrival.case.steps[..arrival.place] {
         match step {
-            Step::Loses(stage, key) => kernel.lose(*stage, key)?,
+            Step::Loses(stage, key) => side.lose(*stage, key)?,
             Step::Then(..) => {}
             Step::Arrives { on, frame, .. } => {
-                kernel.arrive(frame, on.index)?;
+                side.arrive(frame, on.index)?;
                 count += 1;
             }
         }
@@ -371,14 +458,10 @@ fn begin(kernel: &mut Kernel, arrival: &Arrival) -> Result<u64> {
     Ok(count)
 }
 
-/// The error with all that a golden case needs.
-fn told(error: Error, kernel: &mut Kernel, arrival: &Arrival, frame: &Damaged) -> Error {
-    let alone = || {
-        begin(kernel, arrival)?;
-        let mut made_ready = kernel.counts(MADE_READY)?.iter().sum();
-        Sum::default().one(kernel, frame, &mut made_ready)
-    };
-    let needs = if { alone }().is_err() {
+/// The error with all that a golden case needs; `alone` tries the frame without
+/// those of the batch before it.
+fn told(error: Error, alone: impl FnOnce() -> Result<()>, frame: &Damaged) -> Error {
+    let needs = if alone().is_err() {
         "it alone does it"
     } else {
         "it needs those of the batch before it"
