@@ -15,7 +15,7 @@ use tests::checksum::checksums;
 use tests::damage::damaged;
 use tests::kernel::{SHORTEST, in_namespace};
 
-use cases::all;
+use cases::{Case, all};
 use sides::{Done, FLAVOURS, Host, Kernel, Side};
 
 /// How many damaged frames there are at least.
@@ -79,14 +79,13 @@ fn every_truncation_of_every_frame_ends_alike_in_the_kernel() -> Result<()> {
 
 #[test]
 fn damaged_frames_end_alike_in_the_kernel() -> Result<()> {
-    let mut rng = Rng::with_seed(SEED);
     in_namespace(|| {
         let mut pair = Pair::new()?;
         let cases = all();
-        let frames: Vec<&[u8]> = cases.iter().map(|case| &case.frame[..]).collect();
+        let mut damage = damage(&cases);
         for case in &cases {
             for _ in 0..CORRUPTIONS.div_ceil(cases.len()) {
-                let frame = damaged(&mut rng, &case.frame, &frames);
+                let frame = damage(case);
                 pair.try_one(&frame)
                     .with_context(|| format!("{}: damaged to {frame:02x?}", case.says))?;
             }
@@ -97,6 +96,55 @@ fn damaged_frames_end_alike_in_the_kernel() -> Result<()> {
         ensure!(pair.unwrapped > pair.count / 20);
         Ok(())
     })
+}
+
+/// The same frames under a sanitizer too (`cargo xtask sanitize`), where nothing
+/// in the kernel can be looked at.
+#[test]
+fn the_host_takes_no_harm_from_frames_cut_short_or_damaged() -> Result<()> {
+    let mut host = Host::default();
+    let cases = all();
+    let mut damage = damage(&cases);
+    let (mut count, mut unwrapped) = (0, 0);
+    for case in &cases {
+        let cut = (0..case.frame.len()).map(|length| case.frame[..length].to_vec());
+        let damaged = (0..CORRUPTIONS.div_ceil(cases.len())).map(|_| damage(case));
+        for frame in cut.chain(damaged) {
+            let done = on_host(&mut host, &frame)
+                .with_context(|| format!("{}: made {frame:02x?}", case.says))?;
+            count += 1;
+            unwrapped += usize::from(done.frame != frame);
+        }
+    }
+    println!("{count} frames on the host alone, {unwrapped} unwrapped");
+    Ok(())
+}
+
+/// Damages the frame of a case, each time in another way and always in the same
+/// order.
+fn damage(cases: &[Case]) -> impl FnMut(&Case) -> Vec<u8> {
+    let mut rng = Rng::with_seed(SEED);
+    let frames: Vec<&[u8]> = cases.iter().map(|case| &case.frame[..]).collect();
+    move |case| damaged(&mut rng, &case.frame, &frames)
+}
+
+/// What the host does, and what holds of it whatever the frame is.
+fn on_host(host: &mut Host, frame: &[u8]) -> Result<Done> {
+    let before = host.counters()?[Outcome::Unwrapped as usize];
+    let done = host.arrive(frame)?;
+    if host.counters()?[Outcome::Unwrapped as usize] > before {
+        ensure!(
+            done.action == Action::Pass && done.frame.len() < frame.len(),
+            "unwrapped, it is {done:02x?}"
+        );
+    } else {
+        ensure!(done.frame == frame, "it was changed: {done:02x?}");
+    }
+    ensure!(
+        !checksums(frame).are_spoiled_in(&checksums(&done.frame)),
+        "a checksum is spoiled in {done:02x?}"
+    );
+    Ok(done)
 }
 
 /// All failures at once: together they often tell what one alone does not.
@@ -152,22 +200,8 @@ impl Pair {
 
     fn try_one(&mut self, frame: &[u8]) -> Result<()> {
         self.count += 1;
-        let before = self.host.counters()?[Outcome::Unwrapped as usize];
-        let host = self.host.arrive(frame)?;
-        let unwrapped = self.host.counters()?[Outcome::Unwrapped as usize] > before;
-        self.unwrapped += usize::from(unwrapped);
-        if unwrapped {
-            ensure!(
-                host.action == Action::Pass && host.frame.len() < frame.len(),
-                "unwrapped, it is {host:02x?}"
-            );
-        } else {
-            ensure!(host.frame == frame, "it was changed: {host:02x?}");
-        }
-        ensure!(
-            !checksums(frame).are_spoiled_in(&checksums(&host.frame)),
-            "a checksum is spoiled in {host:02x?}"
-        );
+        let host = on_host(&mut self.host, frame)?;
+        self.unwrapped += usize::from(host.frame != frame);
         if frame.len() < SHORTEST {
             self.too_short += 1;
             return Ok(());
