@@ -13,6 +13,7 @@ use lb_common::Action;
 use lb_common::decap::Outcome;
 use tests::checksum::checksums;
 use tests::damage::damaged;
+use tests::judge::{judge, second_opinion};
 use tests::kernel::{SHORTEST, in_namespace};
 
 use cases::{Case, all};
@@ -53,6 +54,34 @@ fn what_is_unwrapped_has_good_checksums() {
         let good = case.outcome != Outcome::Unwrapped || checksums(&case.leaves).hold();
         assert!(good, "{}: {:02x?}", case.says, case.leaves);
     }
+}
+
+/// Each frame alone: no two of them are fragments of the same datagram.
+#[test]
+fn the_judges_find_nothing_wrong_with_what_is_unwrapped() -> Result<()> {
+    let cases = all();
+    let unwrapped: Vec<_> = (cases.iter())
+        .filter(|case| case.outcome == Outcome::Unwrapped)
+        .collect();
+    let groups: Vec<Vec<Vec<u8>>> = (unwrapped.iter())
+        .map(|case| vec![case.leaves.clone()])
+        .collect();
+    let (first, second) = (judge(&groups)?, second_opinion(&groups.concat())?);
+    println!(
+        "{} frames: {:?}, {:?}",
+        unwrapped.len(),
+        first.judged,
+        second.judged
+    );
+    let objections: Vec<_> = (first.objections.iter().chain(&second.objections))
+        .map(|(frame, text)| format!("{}: {text}", unwrapped[*frame].says))
+        .collect();
+    ensure!(objections.is_empty(), "{}", objections.join("\n"));
+    for kind in ["IP", "TCP", "UDP"] {
+        let seen = first.judged.get(kind);
+        ensure!(seen.is_some(), "the judge has judged no {kind} checksum");
+    }
+    Ok(())
 }
 
 #[test]
