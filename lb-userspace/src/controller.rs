@@ -17,11 +17,12 @@ use crate::config::{self, CheckKind, Config, Forward, Node, TunnelSources, Via};
 use crate::dataplane::{Dataplane, Flows, Mode};
 use crate::health::probe::through::{Carriage, Through};
 use crate::health::{self, Checker, Target, TargetId, Way};
+use crate::host;
 use crate::model::{self, Overrides, Service};
 use crate::neighbours::{self, Neighbours};
 use crate::reconcile::{self, Capacity, Lingering, ServicePlan, Tables};
+use crate::schedule::Made;
 use crate::state::{self, State};
-use crate::{host, schedule};
 
 mod commands;
 mod differences;
@@ -94,6 +95,7 @@ pub struct Controller {
     pub rates: BTreeMap<u32, Rate>,
     tables: Tables,
     lingering: Lingering,
+    made: Made,
     checker: Checker,
     addresses: Addresses,
     interfaces: Interfaces,
@@ -141,6 +143,7 @@ impl Controller {
             rates: BTreeMap::new(),
             tables,
             lingering: Lingering::default(),
+            made: Made::default(),
             checker,
             addresses,
             interfaces,
@@ -168,6 +171,7 @@ impl Controller {
             &desired,
             &self.tables,
             &mut lingering,
+            &mut self.made,
             capacity,
             Instant::now(),
         )
@@ -474,22 +478,6 @@ impl Controller {
                     list(&names)
                 ))
             })
-    }
-
-    /// How many slots each backend of a service has in the sequence in force.
-    pub fn slots(&self, place: usize) -> (usize, BTreeMap<u32, usize>) {
-        let weights: Vec<(u32, u16)> = self.plan[place]
-            .backends
-            .iter()
-            .zip(&self.desired[place].backends)
-            .map(|(&number, backend)| (number, backend.effective_weight()))
-            .collect();
-        let sequence = schedule::sequence(&weights);
-        let mut counts = BTreeMap::new();
-        for slot in &sequence.slots {
-            *counts.entry(*slot).or_insert(0) += 1;
-        }
-        (sequence.slots.len(), counts)
     }
 
     fn save(&self) -> anyhow::Result<()> {

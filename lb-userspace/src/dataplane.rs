@@ -292,7 +292,7 @@ impl Dataplane {
         Ok(tables)
     }
 
-    fn sequence(&self, service: u32) -> anyhow::Result<Option<Vec<u32>>> {
+    fn sequence(&self, service: u32) -> anyhow::Result<Option<Vec<u64>>> {
         let words = match self.sequences.get(&service, 0) {
             Ok(words) => words,
             Err(MapError::KeyNotFound) => return Ok(None),
@@ -304,12 +304,11 @@ impl Dataplane {
         let length = u32::try_from(length).unwrap_or(0).min(sequence::MAX_LENGTH);
         (0..length)
             .map(|slot| {
-                let word = words
+                words
                     .get(&(sequence::FIRST + slot), 0)
-                    .context("cannot read a slot")?;
-                Ok(u32::try_from(word).unwrap_or(u32::MAX))
+                    .context("cannot read a slot")
             })
-            .collect::<anyhow::Result<Vec<u32>>>()
+            .collect::<anyhow::Result<Vec<u64>>>()
             .map(Some)
     }
 
@@ -409,16 +408,16 @@ impl Dataplane {
     /// Fills a new map and then puts it in the old one's place: the data path
     /// sees the one or the other. The kernel's update returns only when no
     /// program uses the old one any more.
-    fn set_sequence(&mut self, service: u32, slots: &[u32]) -> anyhow::Result<()> {
+    fn set_sequence(&mut self, service: u32, slots: &[u64]) -> anyhow::Result<()> {
         let length = u32::try_from(slots.len()).context("a sequence is too long")?;
         let mut words = Array::<_, u64>::create(sequence::FIRST + length.max(1), INNER_MAP)
             .context("cannot make a map for a sequence")?;
         words
             .set(sequence::LENGTH, u64::from(length), 0)
             .context("cannot write a sequence")?;
-        for (place, &backend) in (sequence::FIRST..).zip(slots) {
+        for (place, &slot) in (sequence::FIRST..).zip(slots) {
             words
-                .set(place, u64::from(backend), 0)
+                .set(place, slot, 0)
                 .context("cannot write a sequence")?;
         }
         self.sequences

@@ -23,7 +23,7 @@ use lb_common::{Address, Be16};
 use thiserror::Error;
 
 use crate::model::Service;
-use crate::schedule;
+use crate::schedule::{Candidate, Made, Scheduler, Sequence, Share, WHOLE};
 
 /// How long a backend that was taken out keeps its number, and its endpoint
 /// stays known.
@@ -37,7 +37,7 @@ pub struct Tables {
     /// Backends by number.
     pub backends: BTreeMap<u32, Backend>,
     /// The sequence of each service by number; no entry is an empty sequence.
-    pub sequences: BTreeMap<u32, Vec<u32>>,
+    pub sequences: BTreeMap<u32, Vec<u64>>,
 }
 
 impl Tables {
@@ -119,8 +119,8 @@ pub enum Change {
     SetSequence {
         /// The service's number.
         service: u32,
-        /// Backends by number.
-        slots: Vec<u32>,
+        /// As in [`Sequence::slots`].
+        slots: Vec<u64>,
     },
     /// A service has nothing to offer.
     RemoveSequence {
@@ -179,8 +179,12 @@ pub struct ServicePlan {
     pub number: u32,
     /// Its backends' numbers, in the order given.
     pub backends: Vec<u32>,
+    /// Slots in its sequence.
+    pub length: usize,
     /// The largest relative error of any backend's share; 0 when exact.
     pub share_error: f64,
+    /// What each backend has of it, in the order given.
+    pub shares: Vec<Share>,
 }
 
 /// Lays the desired services out in tables, keeping the numbers of `present`.
@@ -188,6 +192,7 @@ pub fn plan(
     desired: &[Service],
     present: &Tables,
     lingering: &mut Lingering,
+    made: &mut Made,
     capacity: Capacity,
     now: Instant,
 ) -> Result<Plan, Full> {
@@ -215,14 +220,19 @@ pub fn plan(
             }
             backends.push(place);
         }
-        let weights: Vec<(u32, u16)> = backends
+        let candidates: Vec<Candidate> = backends
             .iter()
             .zip(&service.backends)
-            .map(|(&place, backend)| (place, backend.effective_weight()))
+            .map(|(&number, backend)| Candidate {
+                number,
+                endpoint: backend.endpoint,
+                weight: backend.weight,
+                part: if backend.up { WHOLE } else { 0 },
+            })
             .collect();
-        let sequence = schedule::sequence(&weights);
+        let sequence = made.sequence(service.listen, Scheduler::DEFAULT, candidates);
         if !sequence.slots.is_empty() {
-            tables.sequences.insert(number, sequence.slots);
+            tables.sequences.insert(number, sequence.slots.clone());
         }
         let listener = party(&mut tables.parties, service.listen);
         listener.roles |= role::SERVICE;
@@ -237,15 +247,25 @@ pub fn plan(
             ..service.listen
         };
         party(&mut tables.parties, address).roles |= role::ADDRESS;
-        services.push(ServicePlan {
-            number,
-            backends,
-            share_error: sequence.share_error,
-        });
+        services.push(service_plan(number, backends, &sequence));
     }
+    made.keep(|service| desired.iter().any(|wanted| wanted.listen == *service));
     linger(&mut tables, present, lingering, now);
     linger_endpoints(&mut tables, present, lingering, now);
     Ok(Plan { tables, services })
+}
+
+/// Sums up what a service's sequence gives its backends.
+fn service_plan(number: u32, backends: Vec<u32>, sequence: &Sequence) -> ServicePlan {
+    let shares = sequence.shares();
+    let share = |number| shares.get(number).copied().unwrap_or_default();
+    ServicePlan {
+        number,
+        length: sequence.slots.len(),
+        share_error: sequence.share_error,
+        shares: backends.iter().map(share).collect(),
+        backends,
+    }
 }
 
 /// Keeps backends that are no longer desired until their time is up, with what

@@ -9,6 +9,7 @@ use lb_userspace::model::{self, Service};
 use lb_userspace::reconcile::{
     Capacity, Change, Full, LINGER, Lingering, Plan, Tables, diff, plan,
 };
+use lb_userspace::schedule::Made;
 
 const CAPACITY: Capacity = Capacity {
     services: 4,
@@ -44,7 +45,15 @@ fn step(
     lingering: &mut Lingering,
     now: Instant,
 ) -> Plan {
-    let plan = plan(desired, present, lingering, CAPACITY, now).expect("it fits");
+    let plan = plan(
+        desired,
+        present,
+        lingering,
+        &mut Made::default(),
+        CAPACITY,
+        now,
+    )
+    .expect("it fits");
     let mut reached = present.clone();
     for change in diff(present, &plan.tables) {
         reached.apply(&change);
@@ -74,7 +83,15 @@ fn a_weight_change_is_one_new_sequence_and_nothing_else() {
         80,
         &[("10.0.0.1:8080", 1, true), ("10.0.0.2:8080", 1, true)],
     )];
-    let plan = plan(&desired, &tables, &mut lingering, CAPACITY, now).expect("it fits");
+    let plan = plan(
+        &desired,
+        &tables,
+        &mut lingering,
+        &mut Made::default(),
+        CAPACITY,
+        now,
+    )
+    .expect("it fits");
     let changes = diff(&tables, &plan.tables);
     assert!(
         matches!(&changes[..], [Change::SetSequence { service: 0, slots }] if slots.len() == 2),
@@ -133,7 +150,10 @@ fn a_backend_that_is_down_has_no_slot_and_keeps_its_number() {
         now,
     );
     assert_eq!(up.services[0].backends, down.services[0].backends);
-    assert_eq!(tables.sequences[&0], [down.services[0].backends[1]]);
+    assert_eq!(
+        tables.sequences[&0],
+        [u64::from(down.services[0].backends[1])]
+    );
     step(
         &[service(
             "web",
@@ -159,7 +179,9 @@ fn a_backend_taken_out_lingers_for_a_minute_and_only_then_frees_its_number() {
     let one = [service("web", 80, &[("10.0.0.1:1", 1, true)])];
     let gone = step(&both, &mut tables, &mut lingering, now).services[0].backends[1];
     step(&one, &mut tables, &mut lingering, now);
-    assert!(tables.backends.contains_key(&gone) && !tables.sequences[&0].contains(&gone));
+    assert!(
+        tables.backends.contains_key(&gone) && !tables.sequences[&0].contains(&u64::from(gone))
+    );
     step(
         &one,
         &mut tables,
@@ -218,6 +240,7 @@ fn what_does_not_fit_is_refused_and_says_what_to_raise() {
         &services,
         &Tables::default(),
         &mut Lingering::default(),
+        &mut Made::default(),
         CAPACITY,
         Instant::now(),
     );
@@ -287,7 +310,7 @@ fn every_service_has_its_address_and_its_mode_in_the_tables() {
         );
         assert_eq!(
             tables.sequences[&plan.services[0].number],
-            plan.services[0].backends
+            [u64::from(plan.services[0].backends[0])]
         );
     }
 }

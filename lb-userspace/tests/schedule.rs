@@ -7,18 +7,40 @@
 
 use std::time::{Duration, Instant};
 
+use lb_common::abi::TCP;
 use lb_common::abi::sequence::MAX_LENGTH;
-use lb_userspace::schedule::{Sequence, sequence};
+use lb_userspace::model::endpoint;
+use lb_userspace::schedule::{Candidate, Scheduler, Sequence, WHOLE};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
 /// The sequence for weights of backends numbered from 0.
 fn of(weights: &[u16]) -> Sequence {
-    let numbered: Vec<(u32, u16)> = (0..).zip(weights.iter().copied()).collect();
-    sequence(&numbered)
+    wrr(&backends(0, weights))
 }
 
-fn counts(slots: &[u32], backends: usize) -> Vec<u64> {
+fn wrr(candidates: &[Candidate]) -> Sequence {
+    let wrr = Scheduler::named("wrr").expect("there is one");
+    wrr.sequence(candidates)
+}
+
+/// Backends numbered from `first`, each with its whole weight.
+fn backends(first: u32, weights: &[u16]) -> Vec<Candidate> {
+    (0_u32..)
+        .zip(weights)
+        .map(|(place, &weight)| {
+            let [_, a, b, c] = place.to_be_bytes();
+            Candidate {
+                number: first + place,
+                endpoint: endpoint(([10, a, b, c], 8080).into(), u16::from(TCP)),
+                weight,
+                part: WHOLE,
+            }
+        })
+        .collect()
+}
+
+fn counts(slots: &[u64], backends: usize) -> Vec<u64> {
     let mut counts = vec![0; backends];
     for &slot in slots {
         counts[slot as usize] += 1;
@@ -33,7 +55,7 @@ fn gcd(a: u64, b: u64) -> u64 {
 /// How far each backend gets ahead of its ideal share at most, and how far
 /// behind (negative), over all beginnings of the sequence; in units of
 /// 1/total of an appearance, so that it is exact.
-fn deviations(slots: &[u32], counts: &[u64]) -> Vec<(i64, i64)> {
+fn deviations(slots: &[u64], counts: &[u64]) -> Vec<(i64, i64)> {
     let total = slots.len() as i64;
     let mut seen = vec![0_i64; counts.len()];
     let mut extremes = vec![(0, 0); counts.len()];
@@ -161,8 +183,8 @@ proptest! {
 
     #[test]
     fn numbers_of_backends_are_labels_and_nothing_more(weights in weights(), by in 0_u32..1_000_000) {
-        let moved: Vec<(u32, u16)> = (by..).zip(weights.iter().copied()).collect();
-        let back: Vec<u32> = sequence(&moved).slots.iter().map(|slot| slot - by).collect();
+        let moved = wrr(&backends(by, &weights));
+        let back: Vec<u64> = moved.slots.iter().map(|slot| slot - u64::from(by)).collect();
         prop_assert_eq!(back, of(&weights).slots);
     }
 }
@@ -193,9 +215,8 @@ proptest! {
 
 #[test]
 fn more_backends_than_slots_leave_the_last_without_one() {
-    let all: Vec<(u32, u16)> = (0..MAX_LENGTH + 3).map(|backend| (backend, 1)).collect();
-    let Sequence { slots, share_error } = sequence(&all);
-    assert!(slots.iter().copied().eq(0..MAX_LENGTH));
+    let Sequence { slots, share_error } = of(&[1; MAX_LENGTH as usize + 3]);
+    assert!(slots.iter().copied().eq(0..u64::from(MAX_LENGTH)));
     assert_eq!(share_error, 1.0);
 }
 

@@ -76,7 +76,6 @@ pub(super) fn detail(
     flows: &BTreeMap<u32, u64>,
 ) -> anyhow::Result<types::ServiceDetail> {
     let number = controller.plan[place].number;
-    let (sequence_length, _) = controller.slots(place);
     let check = &controller.config.services[place].check;
     let check = match check.kind {
         CheckKind::None => "none".to_owned(),
@@ -104,7 +103,7 @@ pub(super) fn detail(
     of_service.retain(|count| count.packets > 0);
     Ok(types::ServiceDetail {
         summary: summary(controller, place),
-        sequence_length,
+        sequence_length: controller.plan[place].length,
         max_mss: controller.desired[place].max_mss,
         share_error: controller.plan[place].share_error,
         check,
@@ -121,19 +120,18 @@ pub(super) fn backends(
     flows: &BTreeMap<u32, u64>,
 ) -> anyhow::Result<Vec<types::Backend>> {
     let service = &controller.desired[place];
-    let (length, slots) = controller.slots(place);
-    let numbers = &controller.plan[place].backends;
+    let plan = &controller.plan[place];
     service
         .backends
         .iter()
-        .zip(numbers)
-        .map(|(backend, number)| {
+        .zip(&plan.backends)
+        .zip(&plan.shares)
+        .map(|((backend, number), share)| {
             let id = TargetId {
                 service: service.name.clone(),
                 backend: backend.name.clone(),
             };
             let (state, reason, since_seconds) = health(controller, &id);
-            let slots = slots.get(number).copied().unwrap_or(0);
             let overridden = controller
                 .state
                 .overrides
@@ -155,12 +153,8 @@ pub(super) fn backends(
                     (false, Some(_), false) => "file",
                 }
                 .to_owned(),
-                share: if length == 0 {
-                    0.0
-                } else {
-                    slots as f64 / length as f64
-                },
-                slots,
+                share: share.part,
+                slots: share.slots,
                 active_flows: flows.get(number).copied().unwrap_or(0),
                 traffic: traffic(&controller.dataplane.backend_traffic(*number)?),
             })

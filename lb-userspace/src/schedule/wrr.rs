@@ -34,57 +34,40 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
+use lb_common::abi::pick;
 use lb_common::abi::sequence::MAX_LENGTH;
 
-/// The backends of a service in the order in which they take new connections.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sequence {
-    /// The number of a backend for each slot; empty if no backend has a weight.
-    pub slots: Vec<u32>,
-    /// How far the share of the worst-served backend is from what its weight
-    /// asks for, relative to that: 0.0 is exact, 0.01 is one in a hundred more
-    /// or less. Only a sequence that had to be scaled down is not exact.
-    pub share_error: f64,
-}
+use super::{Candidate, Scheduler, Sequence, reduced, share_error};
 
-/// The sequence for backends given as number and weight.
+pub(super) const SCHEDULER: Scheduler = Scheduler {
+    name: "wrr",
+    help: "Exact weighted round-robin: over any run of connections each backend gets what its weight asks for, evenly spread.",
+    pick: pick::TURN,
+    slots,
+};
+
+/// The sequence for these backends.
 ///
-/// A backend of weight 0 gets no slot. The result depends on nothing but the
-/// argument; a common factor of all weights changes nothing. Of more than
-/// [`MAX_LENGTH`] backends with a weight (a configuration has no such service)
-/// those after the first [`MAX_LENGTH`] get no slot, with a share error of 1.0.
-pub fn sequence(weights: &[(u32, u16)]) -> Sequence {
-    let wanted: Vec<(u32, u64)> = weights
+/// One without a weight gets no slot; a common factor of all weights changes
+/// nothing. Of more than [`MAX_LENGTH`] backends with a weight (a configuration
+/// has no such service) those after the first [`MAX_LENGTH`] get no slot, with
+/// a share error of 1.0.
+fn slots(candidates: &[Candidate]) -> Sequence {
+    let wanted: Vec<(u32, u64)> = candidates
         .iter()
+        .map(|candidate| (candidate.number, candidate.weight_now()))
         .filter(|(_, weight)| *weight > 0)
-        .map(|&(backend, weight)| (backend, u64::from(weight)))
         .collect();
     let asked: Vec<u64> = wanted.iter().map(|&(_, weight)| weight).collect();
     let counts = reduced(scaled(reduced(asked.clone()), u64::from(MAX_LENGTH)));
     let slots = spread(&counts)
         .into_iter()
-        .map(|place| wanted[place].0)
+        .map(|place| u64::from(wanted[place].0))
         .collect();
     Sequence {
         slots,
         share_error: share_error(&asked, &counts),
     }
-}
-
-/// The weights divided by their greatest common divisor.
-fn reduced(mut weights: Vec<u64>) -> Vec<u64> {
-    let divisor = weights.iter().copied().fold(0, gcd);
-    if divisor > 1 {
-        for weight in &mut weights {
-            *weight /= divisor;
-        }
-    }
-    weights
-}
-
-/// The greatest common divisor, where `gcd(0, n)` is `n` (Euclid).
-fn gcd(a: u64, b: u64) -> u64 {
-    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// How many slots each weight gets of at most `limit`: the weights themselves
@@ -125,21 +108,6 @@ fn scaled(weights: Vec<u64>, limit: u64) -> Vec<u64> {
         counts[place] += 1;
     }
     counts
-}
-
-/// The largest relative difference between a share asked for and one given.
-fn share_error(asked: &[u64], given: &[u64]) -> f64 {
-    let all_asked: u64 = asked.iter().sum();
-    let all_given: u64 = given.iter().sum();
-    asked
-        .iter()
-        .zip(given)
-        .fold(0.0, |worst, (&asked, &given)| {
-            // given/all_given over asked/all_asked, exact integers until the end.
-            let got = u128::from(given) * u128::from(all_asked);
-            let due = u128::from(asked) * u128::from(all_given);
-            f64::max(worst, got.abs_diff(due) as f64 / due as f64)
-        })
 }
 
 /// Spreads each place's count of slots evenly: see the module's documentation.
@@ -230,62 +198,67 @@ impl PartialOrd for Turn {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schedule::WHOLE;
+    use crate::schedule::tests::candidates;
 
-    fn slots(weights: &[u16]) -> Vec<u32> {
-        let numbered: Vec<(u32, u16)> = (0..).zip(weights.iter().copied()).collect();
-        sequence(&numbered).slots
+    fn order(weights: &[u16]) -> Vec<u64> {
+        slots(&candidates(weights)).slots
     }
 
     #[test]
     fn three_two_one_alternates() {
-        assert_eq!(slots(&[3, 2, 1]), [0, 1, 0, 1, 0, 2]);
+        assert_eq!(order(&[3, 2, 1]), [0, 1, 0, 1, 0, 2]);
     }
 
     #[test]
     fn a_heavy_backend_is_interrupted_as_evenly_as_can_be() {
-        assert_eq!(slots(&[5, 1, 1]), [0, 0, 0, 1, 0, 0, 2]);
-        assert_eq!(slots(&[4, 1, 1, 1, 1]), [0, 1, 0, 2, 0, 3, 0, 4]);
+        assert_eq!(order(&[5, 1, 1]), [0, 0, 0, 1, 0, 0, 2]);
+        assert_eq!(order(&[4, 1, 1, 1, 1]), [0, 1, 0, 2, 0, 3, 0, 4]);
     }
 
     #[test]
     fn equal_weights_are_plain_round_robin_whatever_the_weight() {
         for weight in [1, 7, 256] {
-            assert_eq!(slots(&[weight; 4]), [0, 1, 2, 3]);
+            assert_eq!(order(&[weight; 4]), [0, 1, 2, 3]);
         }
     }
 
     #[test]
     fn weight_zero_gets_no_slot_and_nothing_gives_nothing() {
-        assert_eq!(slots(&[0, 2, 0, 1]), [1, 1, 3]);
+        assert_eq!(order(&[0, 2, 0, 1]), [1, 1, 3]);
         for none in [&[][..], &[0, 0]] {
-            let numbered: Vec<(u32, u16)> = none.iter().map(|&weight| (9, weight)).collect();
-            assert_eq!(
-                sequence(&numbered),
-                Sequence {
-                    slots: vec![],
-                    share_error: 0.0
-                }
-            );
+            assert_eq!(slots(&candidates(none)), Sequence::default());
         }
     }
 
     #[test]
     fn a_backend_alone_takes_one_slot() {
-        assert_eq!(slots(&[256]), [0]);
+        assert_eq!(order(&[256]), [0]);
     }
 
     #[test]
     fn slots_hold_the_numbers_of_the_backends() {
-        assert_eq!(
-            sequence(&[(70_000, 1), (u32::MAX, 1)]).slots,
-            [70_000, u32::MAX]
-        );
+        let mut two = candidates(&[1, 1]);
+        (two[0].number, two[1].number) = (70_000, u32::MAX);
+        assert_eq!(slots(&two).slots, [70_000, u64::from(u32::MAX)]);
+    }
+
+    #[test]
+    fn a_part_of_a_weight_is_as_exact_as_the_whole() {
+        let mut three = candidates(&[1, 1, 2]);
+        three[1].part = WHOLE / 4;
+        assert_eq!(slots(&three).slots.len(), 4 + 1 + 8);
+        assert_eq!(slots(&three).share_error, 0.0);
+        for candidate in &mut three {
+            candidate.part = WHOLE / 4;
+        }
+        assert_eq!(slots(&three).slots, order(&[1, 1, 2]), "a common factor");
     }
 
     #[test]
     fn the_longest_sequence_needs_no_scaling() {
-        let weights: Vec<(u32, u16)> = (0..256).map(|n| (n, 255 + (n as u16 & 1) * 2)).collect();
-        let all = sequence(&weights);
+        let weights: Vec<u16> = (0..256).map(|n| 255 + (n & 1) * 2).collect();
+        let all = slots(&candidates(&weights));
         assert_eq!((all.slots.len(), all.share_error), (65_536, 0.0));
     }
 
@@ -303,13 +276,5 @@ mod tests {
             [1, 1, 0, 0],
             "the bound holds above all"
         );
-    }
-
-    #[test]
-    fn a_scaled_sequence_states_its_share_error() {
-        assert_eq!(share_error(&[2, 1], &[2, 1]), 0.0);
-        // 1/4 where 1/3 was asked for.
-        assert_eq!(share_error(&[2, 1], &[3, 1]), 0.25);
-        assert_eq!(share_error(&[1, 1], &[1, 0]), 1.0);
     }
 }

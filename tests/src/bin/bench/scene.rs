@@ -196,7 +196,9 @@ impl Service {
         }
         changes.push(Change::SetSequence {
             service: self.number,
-            slots: backends.map(|place| self.first + place).collect(),
+            slots: backends
+                .map(|place| u64::from(self.first + place))
+                .collect(),
         });
         changes
     }
