@@ -1,6 +1,8 @@
 //! `cargo xtask lint` and `cargo xtask ci`: what a change must pass.
 
-use anyhow::Result;
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
 
 use crate::{docs, report, setup, shell, test};
 
@@ -14,6 +16,7 @@ pub(crate) fn run() -> Result<()> {
 pub(crate) fn lint() -> Result<()> {
     report::step("checking", "formatting");
     shell::run(shell::cargo().args(["fmt", "--all", "--check"]))?;
+    format_schedulers()?;
     docs::run(true)?;
     setup::build_tools()?;
     report::step("checking", "lints");
@@ -33,6 +36,21 @@ pub(crate) fn lint() -> Result<()> {
     lint_program("lb-ebpf", "kernel")?;
     lint_program("lb-decap", "decap")?;
     lint_program("lb-bench", "bench")
+}
+
+/// The schedulers' files, which a macro names, so that `cargo fmt` does not see
+/// them; rustfmt by itself does.
+fn format_schedulers() -> Result<()> {
+    let folder = shell::root().join("lb-userspace/src/schedule");
+    let files = std::fs::read_dir(&folder)
+        .and_then(|entries| {
+            entries
+                .map(|entry| Ok(entry?.path()))
+                .collect::<std::io::Result<Vec<_>>>()
+        })
+        .with_context(|| format!("cannot list {}", folder.display()))?;
+    let mut rustfmt = Command::new("rustfmt");
+    shell::run(rustfmt.args(["--check", "--edition", "2024"]).args(files))
 }
 
 /// Lints a binary of `lb-ebpf`, which builds with this feature.
