@@ -40,7 +40,9 @@ use std::time::Duration;
 pub use fault::{Expected, Fault, Unusable};
 pub use report::{ConfigErrors, Place, Problem};
 pub use value::Prefix;
-pub use words::{CheckKind, Forward, Protocol, Via, XdpMode};
+pub use words::{CheckKind, Forward, OnDown, Protocol, Via, XdpMode};
+
+use crate::schedule::Scheduler;
 
 /// The file that is read when none is named.
 pub const DEFAULT_FILE: &str = "/etc/lb/lb.toml";
@@ -53,6 +55,8 @@ pub const MAX_FILE_BYTES: usize = 4 << 20;
 pub struct Config {
     /// This balancer.
     pub node: Node,
+    /// When a silent connection is over.
+    pub timeouts: Timeouts,
     /// What it balances, in the order of the file.
     pub services: Vec<Service>,
 }
@@ -141,6 +145,38 @@ impl TunnelSources {
     }
 }
 
+/// How long a connection is remembered without a packet, by how it stands:
+/// `[timeouts]`. They hold for every service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP: the client has not yet acknowledged the backend's answer.
+    pub handshake: Duration,
+    /// TCP: neither side has ended.
+    pub established: Duration,
+    /// TCP: one side has sent FIN.
+    pub closing: Duration,
+    /// TCP: both sides have sent FIN, or one a RST (TIME-WAIT, RFC 9293).
+    pub closed: Duration,
+    /// UDP: both sides have been heard.
+    pub udp: Duration,
+    /// UDP: only the client has been heard.
+    pub udp_unanswered: Duration,
+}
+
+impl Timeouts {
+    /// What there is where the file says nothing. A TCP connection may be
+    /// silent for two hours and four minutes (RFC 5382, REQ-5), a UDP flow for
+    /// five minutes (RFC 4787, REQ-5).
+    pub const DEFAULT: Self = Self {
+        handshake: Duration::from_secs(10),
+        established: Duration::from_secs(2 * 3600 + 5 * 60),
+        closing: Duration::from_secs(120),
+        closed: Duration::from_secs(60),
+        udp: Duration::from_secs(300),
+        udp_unanswered: Duration::from_secs(30),
+    };
+}
+
 /// One address and port that is balanced: `[[service]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
@@ -155,6 +191,17 @@ pub struct Service {
     /// The largest TCP segment that either side may announce, in bytes; 0
     /// leaves it to them.
     pub max_mss: u16,
+    /// How the backend of a new connection is chosen.
+    pub scheduler: &'static Scheduler,
+    /// How long after its last new connection a client's address keeps its
+    /// backend; zero for not at all.
+    pub affinity: Duration,
+    /// What becomes of the flows of a backend that went down.
+    pub on_down: OnDown,
+    /// How long a backend that has come back takes to get its whole weight.
+    pub slow_start: Duration,
+    /// With fewer healthy backends than this all are used.
+    pub min_healthy: u32,
     /// How it is found out whether a backend works.
     pub check: Check,
     /// Who serves it, in the order of the file; may be none.
@@ -213,6 +260,8 @@ pub struct Backend {
     pub address: SocketAddr,
     /// Its share of new connections, relative to the others'; 0 gets none.
     pub weight: u16,
+    /// Used only while no other one can be.
+    pub backup: bool,
 }
 
 /// Reads and parses a file.

@@ -102,6 +102,7 @@ fn admitted(config: &Config, service: &config::Service, name: &str, change: &Ove
             name: name.to_owned(),
             address,
             weight: change.weight.unwrap_or(1),
+            backup: false,
         };
         config.admit(service, &backend).is_ok()
     })

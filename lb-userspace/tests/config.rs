@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use lb_userspace::config::{
     self, Backend, Check, CheckKind, Config, ConfigErrors, Fault, Forward, MAX_FILE_BYTES, Node,
-    Protocol, Service, TunnelSources, Via, XdpMode, value,
+    OnDown, Protocol, Service, Timeouts, TunnelSources, Via, XdpMode, value,
 };
+use lb_userspace::schedule::{self, Scheduler};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
@@ -27,18 +28,26 @@ max_services = 10
 max_backends = 100
 tunnel_sources = ["100:0:0:1::/96", "198.19.0.0/24"]
 
+[timeouts]
+handshake = "5s"
+established = "1h"
+closing = "1m"
+closed = "30s"
+udp = "2m"
+udp_unanswered = "10s"
+
 [[service]]
 name = "web"
 listen = "203.0.113.10:80"
 protocol = "tcp"
 forward = "nat"
 max_mss = 1360
-scheduler = "wrr"
-affinity = "0s"
+scheduler = "maglev"
+affinity = "5m"
 on_down = "keep"
 allow = []
-slow_start = "0s"
-min_healthy = 0
+slow_start = "30s"
+min_healthy = 1
 [service.check]
 type = "tcp"
 via = "backend"
@@ -48,7 +57,7 @@ port = 9000
 name = "web1"
 address = "10.0.1.11:8080"
 weight = 3
-backup = false
+backup = true
 [[service.backend]]
 name = "web2"
 address = "10.0.1.12:8080"
@@ -95,6 +104,25 @@ fn backend(name: &str, address: &str, weight: u16) -> Backend {
         name: name.into(),
         address: address.parse().expect("an address"),
         weight,
+        backup: false,
+    }
+}
+
+/// What a service is of which nothing is said.
+fn plain_service(name: &str, listen: &str, backends: Vec<Backend>) -> Service {
+    Service {
+        name: name.into(),
+        listen: listen.parse().expect("an address"),
+        protocol: Protocol::Tcp,
+        forward: Forward::FullNat,
+        max_mss: 0,
+        scheduler: Scheduler::DEFAULT,
+        affinity: Duration::ZERO,
+        on_down: OnDown::Reset,
+        slow_start: Duration::ZERO,
+        min_healthy: 0,
+        check: plain_check(),
+        backends,
     }
 }
 
@@ -113,12 +141,21 @@ fn plain_check() -> Check {
 
 #[test]
 fn every_key_means_what_it_says() {
+    let backends = vec![
+        Backend {
+            backup: true,
+            ..backend("web1", "10.0.1.11:8080", 3)
+        },
+        backend("web2", "10.0.1.12:8080", 0),
+    ];
     let web = Service {
-        name: "web".into(),
-        listen: "203.0.113.10:80".parse().expect("an address"),
-        protocol: Protocol::Tcp,
         forward: Forward::Nat,
         max_mss: 1360,
+        scheduler: Scheduler::named("maglev").expect("a scheduler"),
+        affinity: Duration::from_secs(300),
+        on_down: OnDown::Keep,
+        slow_start: Duration::from_secs(30),
+        min_healthy: 1,
         check: Check {
             kind: CheckKind::Tcp,
             via: Via::Backend,
@@ -128,46 +165,41 @@ fn every_key_means_what_it_says() {
             fall: 5,
             port: Some(9000),
         },
-        backends: vec![
-            backend("web1", "10.0.1.11:8080", 3),
-            backend("web2", "10.0.1.12:8080", 0),
-        ],
+        ..plain_service("web", "203.0.113.10:80", backends)
     };
+    let backends = vec![backend("dns1", "[2001:db8:1::1]:5353", 256)];
     let dns = Service {
-        name: "dns".into(),
-        listen: "[2001:db8::10]:53".parse().expect("an address"),
         protocol: Protocol::Udp,
-        forward: Forward::FullNat,
-        max_mss: 0,
         check: Check {
             kind: CheckKind::None,
             ..plain_check()
         },
-        backends: vec![backend("dns1", "[2001:db8:1::1]:5353", 256)],
+        ..plain_service("dns", "[2001:db8::10]:53", backends)
     };
+    let backends = vec![backend("direct1", "10.0.1.11:443", 1)];
     let direct = Service {
-        name: "direct".into(),
-        listen: "203.0.113.10:443".parse().expect("an address"),
-        protocol: Protocol::Tcp,
         forward: Forward::Dsr,
-        max_mss: 0,
         check: Check {
             via: Via::Service,
             ..plain_check()
         },
-        backends: vec![backend("direct1", "10.0.1.11:443", 1)],
+        ..plain_service("direct", "203.0.113.10:443", backends)
     };
+    let backends = vec![
+        backend("far4", "10.0.1.11:8443", 1),
+        backend("far6", "[2001:db8:1::1]:8443", 1),
+    ];
     let far = Service {
-        name: "far".into(),
-        listen: "203.0.113.10:8443".parse().expect("an address"),
-        protocol: Protocol::Tcp,
         forward: Forward::Tunnel,
-        max_mss: 0,
-        check: plain_check(),
-        backends: vec![
-            backend("far4", "10.0.1.11:8443", 1),
-            backend("far6", "[2001:db8:1::1]:8443", 1),
-        ],
+        ..plain_service("far", "203.0.113.10:8443", backends)
+    };
+    let timeouts = Timeouts {
+        handshake: Duration::from_secs(5),
+        established: Duration::from_secs(3600),
+        closing: Duration::from_secs(60),
+        closed: Duration::from_secs(30),
+        udp: Duration::from_secs(120),
+        udp_unanswered: Duration::from_secs(10),
     };
     let node = Node {
         name: "lb-a".into(),
@@ -185,6 +217,7 @@ fn every_key_means_what_it_says() {
     };
     let expected = Config {
         node,
+        timeouts,
         services: vec![web, dns, direct, far],
     };
     assert_eq!(parse(&everything()), Ok(expected));
@@ -206,7 +239,11 @@ fn what_is_not_said_has_its_default() {
         listen = "203.0.113.10:53"
         protocol = "udp"
     "#;
-    let Config { node, services } = parse(text).expect("valid");
+    let Config {
+        node,
+        timeouts,
+        services,
+    } = parse(text).expect("valid");
     let expected = Node {
         name: "this-host".into(),
         interfaces: vec!["eth0".into()],
@@ -219,19 +256,36 @@ fn what_is_not_said_has_its_default() {
         tunnel_sources: TunnelSources::DEFAULT,
     };
     assert_eq!(node, expected);
-    let web = &services[0];
-    assert_eq!(
-        (web.protocol, web.forward, web.max_mss),
-        (Protocol::Tcp, Forward::FullNat, 0)
-    );
-    assert_eq!(web.check, plain_check());
-    assert_eq!(web.backends, [backend("web1", "10.0.1.11:8080", 1)]);
+    assert_eq!(timeouts, Timeouts::DEFAULT);
+    let backends = vec![backend("web1", "10.0.1.11:8080", 1)];
+    let web = plain_service("web", "203.0.113.10:80", backends);
+    assert_eq!(services[0], web);
     assert_eq!(
         services[1].check.kind,
         CheckKind::None,
         "nothing answers a TCP probe there"
     );
     assert!(services[1].backends.is_empty());
+}
+
+#[test]
+fn every_scheduler_can_be_named_and_a_timeout_by_itself() {
+    for scheduler in schedule::ALL {
+        let text = format!(
+            "[node]\ninterfaces = [\"eth0\"]\n[timeouts]\nudp = \"90s\"\n[[service]]\n\
+             name = \"web\"\nlisten = \"203.0.113.10:80\"\nscheduler = \"{}\"\n",
+            scheduler.name
+        );
+        let Config {
+            timeouts, services, ..
+        } = parse(&text).expect("valid");
+        assert_eq!(services[0].scheduler, *scheduler);
+        let expected = Timeouts {
+            udp: Duration::from_secs(90),
+            ..Timeouts::DEFAULT
+        };
+        assert_eq!(timeouts, expected);
+    }
 }
 
 #[test]
@@ -270,7 +324,7 @@ fn what_is_said_about_bad_files() {
         };
         assert_eq!(said, expected.trim_end_matches('\n'), "{title}");
     }
-    assert_eq!(cases, 58);
+    assert_eq!(cases, 61);
 }
 
 #[test]
@@ -281,8 +335,8 @@ fn a_fault_fits_into_one_line_too() {
     let errors = parse(&text).expect_err("two faults");
     let lines: Vec<String> = errors.lines().collect();
     let expected = [
-        "lb.toml:32: `port` must be 1 to 65535, not 0",
-        "lb.toml:41: unknown key `wieght`",
+        "lb.toml:40: `port` must be 1 to 65535, not 0",
+        "lb.toml:49: unknown key `wieght`",
     ];
     assert_eq!(lines, expected);
 }
@@ -486,6 +540,10 @@ fn piece() -> impl Strategy<Value = String> {
         "max_mss = 100\n",
         "tunnel_sources = [\"10.0.0.0/8\"]\n",
         "via = \"service\"\n",
+        "scheduler = \"maglev\"\n",
+        "affinity = \"5m\"\n",
+        "[timeouts]\n",
+        "backup = true\n",
         "0.0.0.0/0",
         "interfaces",
         "weight",

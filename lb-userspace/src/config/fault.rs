@@ -86,6 +86,18 @@ pub enum Fault {
         found: Duration,
     },
     #[error(
+        "`{key}` must be \"0s\" or {} to {}, not {}",
+        format_duration(*low),
+        format_duration(*high),
+        format_duration(*found)
+    )]
+    DurationNeitherOffNorInRange {
+        key: &'static str,
+        low: Duration,
+        high: Duration,
+        found: Duration,
+    },
+    #[error(
         "`timeout` ({}) is longer than `interval` ({})",
         format_duration(*timeout),
         format_duration(*interval)
@@ -194,6 +206,8 @@ pub enum Expected {
     Section(&'static str),
     #[error("one or more sections {0}")]
     Sections(&'static str),
+    #[error("true or false")]
+    Truth,
     #[error("{0}")]
     Exactly(&'static str),
 }
@@ -229,6 +243,7 @@ impl Fault {
             Self::Unreadable { absent: false, .. }
             | Self::Syntax { .. }
             | Self::DurationOutOfRange { .. }
+            | Self::DurationNeitherOffNorInRange { .. }
             | Self::OutOfRange { .. }
             | Self::NeitherOffNorInRange { .. } => return None,
             Self::OnlyWith { .. } => "change the one or remove the other".into(),

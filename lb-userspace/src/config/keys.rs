@@ -17,7 +17,7 @@ pub(super) struct Keys {
 pub(super) const FILE: Keys = Keys {
     place: "the file",
     header: "",
-    valid: &["node", "service"],
+    valid: &["node", "timeouts", "service"],
     later: &[
         (
             "api",
@@ -45,6 +45,21 @@ pub(super) const NODE: Keys = Keys {
         "max_services",
         "max_backends",
         "tunnel_sources",
+    ],
+    later: &[],
+};
+
+/// `[timeouts]`
+pub(super) const TIMEOUTS: Keys = Keys {
+    place: "[timeouts]",
+    header: "[timeouts]",
+    valid: &[
+        "handshake",
+        "established",
+        "closing",
+        "closed",
+        "udp",
+        "udp_unanswered",
     ],
     later: &[],
 };
@@ -101,7 +116,7 @@ pub(super) const BACKEND: Keys = Keys {
 /// The header of the section where a key belongs that is unknown elsewhere, if
 /// there is but one.
 pub(super) fn home(key: &str) -> Option<&'static str> {
-    let sections = [&NODE, &SERVICE, &CHECK, &BACKEND];
+    let sections = [&NODE, &TIMEOUTS, &SERVICE, &CHECK, &BACKEND];
     let mut homes = sections
         .into_iter()
         .filter(|keys| keys.valid.contains(&key));

@@ -12,10 +12,11 @@ use toml::de::DeTable;
 use super::fault::{Fault, shown};
 use super::keys;
 use super::report::Found;
-use super::section::{At, Section, integer, parsed};
+use super::section::{At, Section, parsed};
 use super::value;
-use super::words::{CheckKind, Forward, OnDown, Protocol, Scheduler, Via, XdpMode};
-use super::{Backend, Check, Config, Node, Service, TunnelSources};
+use super::words::{CheckKind, Forward, OnDown, Protocol, Via, XdpMode};
+use super::{Backend, Check, Config, Node, Service, Timeouts, TunnelSources};
+use crate::schedule::Scheduler;
 
 /// The most interfaces one balancer may have.
 const MAX_INTERFACES: usize = 64;
@@ -27,6 +28,19 @@ const BACKENDS: RangeInclusive<u32> = 1..=1_048_576;
 
 /// How often a backend may be checked, and how seldom.
 const INTERVAL: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3600);
+
+/// How long a client may keep its backend: what is counted in kernel ticks
+/// must stay well below 2^31 of them.
+const AFFINITY: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(7 * 24 * 3600);
+
+/// How long a slow start may take: it has steps.
+const SLOW_START: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+
+/// How long a silent connection may be remembered. Shorter than a second is
+/// not noted, and longer than a week nobody is silent who is still there.
+const SILENCE: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(7 * 24 * 3600);
 
 /// The text as a configuration for the host of this name, or all that is wrong.
 pub(super) fn config(host: &str, text: &str) -> Result<Config, Found> {
@@ -47,9 +61,14 @@ pub(super) fn config(host: &str, text: &str) -> Result<Config, Found> {
     }
     let root = Section::new(&keys::FILE, root.get_ref(), 0..0, &mut found);
     let node = node(&root, host, &mut found);
+    let timeouts = timeouts(&root, &mut found);
     let services = services(&root, node.as_ref(), &mut found);
     match node {
-        Some(node) if found.is_empty() => Ok(Config { node, services }),
+        Some(node) if found.is_empty() => Ok(Config {
+            node,
+            timeouts,
+            services,
+        }),
         _ => Err(found),
     }
 }
@@ -89,6 +108,27 @@ fn node(root: &Section<'_>, host: &str, found: &mut Found) -> Option<Node> {
             .unwrap_or(65_536),
         tunnel_sources: tunnel_sources(&section, found),
     })
+}
+
+/// `[timeouts]`
+fn timeouts(root: &Section<'_>, found: &mut Found) -> Timeouts {
+    let default = Timeouts::DEFAULT;
+    let Some(section) = root.section("timeouts", &keys::TIMEOUTS, found) else {
+        return default;
+    };
+    let mut timeout = |key, default| {
+        section
+            .duration(key, SILENCE, found)
+            .map_or(default, |at| at.value)
+    };
+    Timeouts {
+        handshake: timeout("handshake", default.handshake),
+        established: timeout("established", default.established),
+        closing: timeout("closing", default.closing),
+        closed: timeout("closed", default.closed),
+        udp: timeout("udp", default.udp),
+        udp_unanswered: timeout("udp_unanswered", default.udp_unanswered),
+    }
 }
 
 /// The prefixes of tunnels: at most one for each family, else the default.
@@ -292,6 +332,11 @@ fn service(
         protocol,
         forward: forward?,
         max_mss,
+        scheduler: section.word("scheduler", Scheduler::DEFAULT, found),
+        affinity: section.duration_or_off("affinity", AFFINITY, found),
+        on_down: section.word("on_down", OnDown::Reset, found),
+        slow_start: slow_start(section, check.kind, found),
+        min_healthy: min_healthy(section, check.kind, found),
         check,
         backends,
     })
@@ -314,20 +359,42 @@ fn max_mss(section: &Section<'_>, protocol: Protocol, found: &mut Found) -> u16 
 
 /// The keys whose only value so far is the one that asks for nothing.
 fn not_yet(section: &Section<'_>, found: &mut Found) {
-    section.word("scheduler", Scheduler::Wrr, found);
-    section.word("on_down", OnDown::Keep, found);
-    for key in ["affinity", "slow_start"] {
-        section.nothing(key, "\"0s\"", found, |value| {
-            let duration = value::duration(key, value.as_str()?).ok()?;
-            Some(duration.is_zero())
-        });
-    }
-    section.nothing("min_healthy", "0", found, |value| {
-        Some(integer(value.as_integer()?) == Some(0))
-    });
     section.nothing("allow", "[]", found, |value| {
         Some(value.as_array()?.is_empty())
     });
+}
+
+/// How long a backend that comes back is spared: only a check says that one
+/// has come back.
+fn slow_start(section: &Section<'_>, check: CheckKind, found: &mut Found) -> Duration {
+    let written = section.duration_or_off_at("slow_start", SLOW_START, found);
+    let Some(At { value, span }) = written else {
+        return Duration::ZERO;
+    };
+    if !value.is_zero() && check == CheckKind::None {
+        found.add(span, only_checked("`slow_start`"));
+    }
+    value
+}
+
+/// How many must be healthy, which only a check tells.
+fn min_healthy(section: &Section<'_>, check: CheckKind, found: &mut Found) -> u32 {
+    let most = value::MAX_BACKENDS_OF_SERVICE as u32;
+    let Some(At { value, span }) = section.number_at("min_healthy", 0..=most, found) else {
+        return 0;
+    };
+    if value > 0 && check == CheckKind::None {
+        found.add(span, only_checked("`min_healthy`"));
+    }
+    value
+}
+
+/// The fault of a key that means nothing without a check.
+fn only_checked(what: &'static str) -> Fault {
+    Fault::OnlyWith {
+        what,
+        with: "a check of another type than \"none\"",
+    }
 }
 
 /// `[service.check]`, or what a service of this protocol has without it.
@@ -457,12 +524,13 @@ fn backends_of(
         let weight = weight
             .and_then(|weight| u16::try_from(weight).ok())
             .unwrap_or(1);
-        section.nothing("backup", "false", found, |value| Some(!value.as_bool()?));
+        let backup = section.truth("backup", found).unwrap_or(false);
         if let (Some(name), Some(address)) = (name, address) {
             backends.push(Backend {
                 name: name.value,
                 address: address.value,
                 weight,
+                backup,
             });
         }
     }

@@ -147,6 +147,16 @@ impl<'t> Section<'t> {
         allowed: RangeInclusive<u32>,
         found: &mut Found,
     ) -> Option<u32> {
+        self.number_at(key, allowed, found).map(|at| at.value)
+    }
+
+    /// A whole number, and where it stands.
+    pub(super) fn number_at(
+        &self,
+        key: &'static str,
+        allowed: RangeInclusive<u32>,
+        found: &mut Found,
+    ) -> Option<At<u32>> {
         let (low, high) = allowed.clone().into_inner();
         let out_of_range = |found| Fault::OutOfRange {
             key,
@@ -155,8 +165,7 @@ impl<'t> Section<'t> {
             found,
         };
         let fits = |number| allowed.contains(&number);
-        let number = self.whole(key, low..=high, fits, out_of_range, found);
-        number.map(|at| at.value)
+        self.whole(key, low..=high, fits, out_of_range, found)
     }
 
     /// A whole number, or 0, which asks for nothing.
@@ -227,6 +236,50 @@ impl<'t> Section<'t> {
                 })
             }
         })
+    }
+
+    /// A duration in a range, or none, which asks for nothing.
+    pub(super) fn duration_or_off(
+        &self,
+        key: &'static str,
+        allowed: RangeInclusive<Duration>,
+        found: &mut Found,
+    ) -> Duration {
+        self.duration_or_off_at(key, allowed, found)
+            .map_or(Duration::ZERO, |at| at.value)
+    }
+
+    /// A duration in a range, or none, and where it stands.
+    pub(super) fn duration_or_off_at(
+        &self,
+        key: &'static str,
+        allowed: RangeInclusive<Duration>,
+        found: &mut Found,
+    ) -> Option<At<Duration>> {
+        let (low, high) = allowed.into_inner();
+        self.parsed(key, found, |text| {
+            let duration = value::duration(key, text)?;
+            if duration.is_zero() || (low..=high).contains(&duration) {
+                Ok(duration)
+            } else {
+                Err(Fault::DurationNeitherOffNorInRange {
+                    key,
+                    low,
+                    high,
+                    found: duration,
+                })
+            }
+        })
+    }
+
+    /// Yes or no.
+    pub(super) fn truth(&self, key: &'static str, found: &mut Found) -> Option<bool> {
+        let value = self.value(key)?;
+        let truth = value.get_ref().as_bool();
+        if truth.is_none() {
+            found.add(value.span(), wrong_type(key, Expected::Truth, value));
+        }
+        truth
     }
 
     /// A path, by one of the functions of [`value`].
@@ -398,6 +451,9 @@ fn wrong_type(key: &'static str, expected: Expected, value: &Spanned<DeValue<'_>
         (Expected::Text, DeValue::Integer(number)) => {
             Some(format!("\"{}\"", shown(&number.to_string())))
         }
+        (Expected::Truth, DeValue::String(text)) if matches!(text.as_ref(), "true" | "false") => {
+            Some(format!("{text} without quotation marks"))
+        }
         (Expected::Texts, DeValue::String(text)) => Some(format!("[\"{}\"]", shown(text))),
         (Expected::Section(header) | Expected::Sections(header), _) => {
             Some(format!("the header {header} before its keys"))
@@ -422,6 +478,6 @@ fn wrong_type(key: &'static str, expected: Expected, value: &Spanned<DeValue<'_>
 }
 
 /// A whole number, if it is not larger than any that is used.
-pub(super) fn integer(written: &DeInteger<'_>) -> Option<i64> {
+fn integer(written: &DeInteger<'_>) -> Option<i64> {
     i64::from_str_radix(written.as_str(), written.radix()).ok()
 }

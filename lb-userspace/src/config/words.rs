@@ -4,6 +4,8 @@ use std::fmt;
 
 use lb_common::abi;
 
+use crate::schedule::{ALL, Scheduler};
+
 /// A type that is written as one of a few words.
 pub(super) trait Word: Copy + 'static {
     /// The words of this version, and what they mean.
@@ -135,17 +137,39 @@ words! {
 }
 
 words! {
-    /// How the backend of a new connection is chosen.
-    pub(super) enum Scheduler {
-        /// By exact weighted round-robin.
-        Wrr "wrr"
-    } later ["maglev" "least-conn" "source-hash"]
-}
-
-words! {
     /// What becomes of the flows of a backend that went down.
-    pub(super) enum OnDown {
+    pub enum OnDown {
+        /// TCP clients are told at once, by a RST, to connect anew; datagrams
+        /// go to another backend.
+        Reset "reset"
+        /// They go to another backend.
+        Rehash "rehash"
         /// They stay where they are.
         Keep "keep"
-    } later ["reset" "rehash"]
+    } later []
+}
+
+impl OnDown {
+    /// The mark on a backend whose flows that is to become of.
+    pub const fn mark(self) -> u8 {
+        match self {
+            Self::Reset => abi::backend::RESET,
+            Self::Rehash => abi::backend::REHASH,
+            Self::Keep => 0,
+        }
+    }
+}
+
+/// The schedulers' words stand with the schedulers.
+impl Word for &'static Scheduler {
+    const CHOICES: &'static [(&'static str, Self)] = &{
+        let mut choices = [("", ALL[0]); ALL.len()];
+        let mut place = 0;
+        while place < choices.len() {
+            choices[place] = (ALL[place].name, ALL[place]);
+            place += 1;
+        }
+        choices
+    };
+    const LATER: &'static [&'static str] = &[];
 }

@@ -50,6 +50,7 @@ impl Controller {
             name: id.backend.clone(),
             address,
             weight,
+            backup: false,
         };
         config::value::name("backend name", &backend.name)
             .and_then(|_| config::value::weight(i64::from(weight)))
@@ -63,6 +64,7 @@ impl Controller {
                 name: entry.name.clone(),
                 address: entry.endpoint.address.socket(entry.endpoint.port),
                 weight: entry.weight,
+                backup: false,
             })
             .collect();
         self.config.admit(&service, &backend).map_err(invalid)?;
