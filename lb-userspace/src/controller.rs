@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use lb_common::abi::{self, Endpoint, Traffic};
 use log::{info, warn};
@@ -18,9 +18,11 @@ use crate::dataplane::{Dataplane, Flows, Mode};
 use crate::health::probe::through::{Carriage, Through};
 use crate::health::{self, Checker, Target, TargetId, Way};
 use crate::host;
+use crate::model::offer::{self, Standing};
+use crate::model::slow_start::SlowStarts;
 use crate::model::{self, Overrides, Service};
 use crate::neighbours::{self, Neighbours};
-use crate::reconcile::{self, Capacity, Lingering, ServicePlan, Tables};
+use crate::reconcile::{self, Lingering, Measures, ServicePlan, Tables};
 use crate::schedule::Made;
 use crate::state::{self, State};
 
@@ -95,7 +97,9 @@ pub struct Controller {
     pub rates: BTreeMap<u32, Rate>,
     tables: Tables,
     lingering: Lingering,
+    slow_starts: SlowStarts,
     made: Made,
+    standings: BTreeMap<String, Standing>,
     checker: Checker,
     addresses: Addresses,
     interfaces: Interfaces,
@@ -143,7 +147,9 @@ impl Controller {
             rates: BTreeMap::new(),
             tables,
             lingering: Lingering::default(),
+            slow_starts: SlowStarts::default(),
             made: Made::default(),
+            standings: BTreeMap::new(),
             checker,
             addresses,
             interfaces,
@@ -160,11 +166,17 @@ impl Controller {
     /// Brings the kernel's tables to this file with these overrides, and takes
     /// both over. If it does not fit, nothing changes.
     fn enforce(&mut self, config: Config, overrides: Overrides) -> Result<(), Refusal> {
-        let desired = model::desired(&config, &overrides, self.health(&config));
+        let now = Instant::now();
+        let health = self.health(&config);
+        let mut desired = model::desired(&config, &overrides, health, SystemTime::now());
+        let mut slow_starts = self.slow_starts.clone();
+        slow_starts.note(&self.desired, &desired, now);
+        slow_starts.apply(&mut desired, now);
         let sizes = self.dataplane.sizes();
-        let capacity = Capacity {
+        let measures = Measures {
             services: sizes.services,
             backends: sizes.backends,
+            hertz: host::ticks_per_second(),
         };
         let mut lingering = self.lingering.clone();
         let plan = reconcile::plan(
@@ -172,8 +184,8 @@ impl Controller {
             &self.tables,
             &mut lingering,
             &mut self.made,
-            capacity,
-            Instant::now(),
+            measures,
+            now,
         )
         .map_err(|full| Refusal::Invalid(full.to_string()))?;
         for change in reconcile::diff(&self.tables, &plan.tables) {
@@ -183,7 +195,9 @@ impl Controller {
         let targets = self.targets(&config, &overrides);
         self.checker.reconcile(targets);
         self.lingering = lingering;
+        self.slow_starts = slow_starts;
         self.neighbours.want(neighbours::wanted(&desired));
+        self.tell(&desired);
         self.desired = desired;
         self.plan = plan.services;
         self.config = config;
@@ -192,6 +206,23 @@ impl Controller {
             self.save()?;
         }
         Ok(())
+    }
+
+    /// Says which services stand otherwise than before.
+    fn tell(&mut self, desired: &[Service]) {
+        let standings = desired
+            .iter()
+            .map(|service| (service.name.clone(), service.standing()))
+            .collect();
+        for news in offer::news(&self.standings, &standings) {
+            match news.standing {
+                Standing::Well => info!("{}", news.sentence),
+                Standing::Backups | Standing::TooFew { .. } | Standing::Nobody => {
+                    warn!("{}", news.sentence);
+                }
+            }
+        }
+        self.standings = standings;
     }
 
     /// Whether new connections may go to a backend: what its checks say, before
@@ -222,7 +253,7 @@ impl Controller {
             .iter()
             .map(|service| (service.name.as_str(), service))
             .collect();
-        for service in model::desired(config, overrides, |_, _, _| true) {
+        for service in model::desired(config, overrides, |_, _, _| true, SystemTime::now()) {
             let Some(in_file) = checks.get(service.name.as_str()) else {
                 continue;
             };
@@ -297,23 +328,19 @@ impl Controller {
         if let Err(error) = self.reconcile() {
             warn!("the schedule could not be brought up to date: {error}");
         }
-        let number = self
-            .desired
-            .iter()
-            .position(|wanted| wanted.name == *service);
-        if number.is_some_and(|n| {
-            self.desired[n]
-                .backends
-                .iter()
-                .all(|b| b.effective_weight() == 0)
-        }) {
-            warn!("{service} has no backend left: its new connections are dropped (no_backend)");
-        }
     }
 
     /// When something is due that no event announces.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.lingering.next_deadline()
+        let reset = model::next_reset(&self.desired, SystemTime::now());
+        [
+            self.lingering.next_deadline(),
+            self.slow_starts.next_deadline(&self.desired),
+            reset.map(|left| Instant::now() + left),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Takes over a new file. A file that is not valid, or does not fit,

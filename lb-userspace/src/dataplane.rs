@@ -150,6 +150,7 @@ pub struct Dataplane {
     endpoints: HashMap<MapData, [u8; 24], [u8; 8]>,
     backends: Array<MapData, [u8; 24]>,
     sequences: ArrayOfMaps<MapData, Array<MapData, u64>>,
+    policies: Array<MapData, [u8; 8]>,
     devices: DevMapHash<MapData>,
     interfaces: HashMap<MapData, [u8; 16], u32>,
     exits: HashMap<MapData, u32, [u8; 16]>,
@@ -221,6 +222,7 @@ impl Dataplane {
             endpoints: typed(&mut ebpf, "ENDPOINTS", HashMap::try_from)?,
             backends: typed(&mut ebpf, "BACKENDS", Array::try_from)?,
             sequences: typed(&mut ebpf, "SEQUENCES", ArrayOfMaps::try_from)?,
+            policies: typed(&mut ebpf, "POLICIES", Array::try_from)?,
             devices: typed(&mut ebpf, "DEVICES", DevMapHash::try_from)?,
             interfaces: typed(&mut ebpf, "INTERFACES", HashMap::try_from)?,
             exits: typed(&mut ebpf, "EXITS", HashMap::try_from)?,
@@ -288,6 +290,14 @@ impl Dataplane {
             if let Some(slots) = self.sequence(service)?.filter(|slots| !slots.is_empty()) {
                 tables.sequences.insert(service, slots);
             }
+            let policy = self
+                .policies
+                .get(&service, 0)
+                .context("cannot read the table of policies")?;
+            let policy: Policy = bytemuck::cast(policy);
+            if policy != Policy::default() {
+                tables.policies.insert(service, policy);
+            }
         }
         Ok(tables)
     }
@@ -336,6 +346,12 @@ impl Dataplane {
             // There is no way to take a map out of an array of maps through aya;
             // a sequence without slots is the same to the data path.
             Change::RemoveSequence { service } => self.set_sequence(*service, &[]),
+            Change::SetPolicy { service, policy } => {
+                let value: [u8; 8] = bytemuck::cast(*policy);
+                self.policies
+                    .set(*service, value, 0)
+                    .context("cannot write a policy")
+            }
             Change::SetParty {
                 endpoint,
                 party,

@@ -179,21 +179,12 @@ mod tests {
     fn service(forward: u8, backends: &[&str]) -> Service {
         let at = |text: &str| endpoint(text.parse().unwrap(), u16::from(TCP));
         Service {
-            name: "web".into(),
-            listen: at("203.0.113.10:80"),
             forward,
-            max_mss: 0,
             backends: backends
                 .iter()
-                .map(|text| Backend {
-                    name: (*text).into(),
-                    endpoint: at(text),
-                    weight: 1,
-                    configured: Some(1),
-                    drained: false,
-                    up: false,
-                })
+                .map(|text| Backend::new(text, at(text), 1))
                 .collect(),
+            ..Service::new("web", at("203.0.113.10:80"))
         }
     }
 

@@ -18,12 +18,12 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use lb_common::abi::{Backend, Endpoint, NOBODY, Party, backend, forward, role};
+use lb_common::abi::{Backend, Endpoint, NOBODY, Party, Policy, backend, forward, pick, role};
 use lb_common::{Address, Be16};
 use thiserror::Error;
 
-use crate::model::Service;
-use crate::schedule::{Candidate, Made, Scheduler, Sequence, Share, WHOLE};
+use crate::model::{self, Service};
+use crate::schedule::{Made, Sequence, Share};
 
 /// How long a backend that was taken out keeps its number, and its endpoint
 /// stays known.
@@ -38,6 +38,8 @@ pub struct Tables {
     pub backends: BTreeMap<u32, Backend>,
     /// The sequence of each service by number; no entry is an empty sequence.
     pub sequences: BTreeMap<u32, Vec<u64>>,
+    /// How each service chooses, by number; no entry is the default.
+    pub policies: BTreeMap<u32, Policy>,
 }
 
 impl Tables {
@@ -60,6 +62,12 @@ impl Tables {
             Change::RemoveSequence { service } => {
                 self.sequences.remove(service);
             }
+            Change::SetPolicy { service, policy } if *policy == Policy::default() => {
+                self.policies.remove(service);
+            }
+            Change::SetPolicy { service, policy } => {
+                self.policies.insert(*service, *policy);
+            }
             Change::SetParty {
                 endpoint,
                 party,
@@ -74,13 +82,15 @@ impl Tables {
     }
 }
 
-/// How much the tables can hold.
+/// How much the tables can hold, and how they count time.
 #[derive(Clone, Copy, Debug)]
-pub struct Capacity {
+pub struct Measures {
     /// Services.
     pub services: u32,
     /// Backends of all services.
     pub backends: u32,
+    /// Kernel ticks in a second.
+    pub hertz: u32,
 }
 
 /// The desired state does not fit.
@@ -126,6 +136,13 @@ pub enum Change {
     RemoveSequence {
         /// The service's number.
         service: u32,
+    },
+    /// Write how a service chooses.
+    SetPolicy {
+        /// The service's number.
+        service: u32,
+        /// What to write.
+        policy: Policy,
     },
     /// Write who stands behind an endpoint; `fresh` if it is a service whose
     /// number was free.
@@ -193,46 +210,42 @@ pub fn plan(
     present: &Tables,
     lingering: &mut Lingering,
     made: &mut Made,
-    capacity: Capacity,
+    measures: Measures,
     now: Instant,
 ) -> Result<Plan, Full> {
     let mut tables = Tables::default();
     let mut services = Vec::with_capacity(desired.len());
-    let mut numbers = Numbers::of(desired, present, capacity);
+    let mut numbers = Numbers::of(desired, present, measures);
     for service in desired {
         let number = numbers.service(&service.listen, present)?;
         let mut backends = Vec::with_capacity(service.backends.len());
         for wanted in &service.backends {
             let place = numbers.backend(number, &wanted.endpoint)?;
-            let up = if wanted.up { backend::UP } else { 0 };
-            tables.backends.insert(
-                place,
-                Backend {
-                    address: wanted.endpoint.address,
-                    port: wanted.endpoint.port,
-                    protocol: wanted.endpoint.protocol as u8,
-                    flags: backend::USED | up,
-                    service: number,
-                },
-            );
             if !forward::one_way(service.forward) {
                 party(&mut tables.parties, wanted.endpoint).roles |= role::BACKEND;
             }
             backends.push(place);
         }
-        let candidates: Vec<Candidate> = backends
-            .iter()
-            .zip(&service.backends)
-            .map(|(&number, backend)| Candidate {
-                number,
-                endpoint: backend.endpoint,
-                weight: backend.weight,
-                part: if backend.up { WHOLE } else { 0 },
-            })
-            .collect();
-        let sequence = made.sequence(service.listen, Scheduler::DEFAULT, candidates);
+        let candidates = service.candidates(&backends);
+        let sequence = made.sequence(service.listen, service.scheduler, candidates);
+        let shares = sequence.shares();
+        for (wanted, place) in service.backends.iter().zip(&backends) {
+            let open = shares.contains_key(place);
+            let entry = Backend {
+                address: wanted.endpoint.address,
+                port: wanted.endpoint.port,
+                protocol: wanted.endpoint.protocol as u8,
+                flags: flags(service, wanted, open),
+                service: number,
+            };
+            tables.backends.insert(*place, entry);
+        }
         if !sequence.slots.is_empty() {
             tables.sequences.insert(number, sequence.slots.clone());
+        }
+        let policy = policy(service, measures.hertz);
+        if policy != Policy::default() {
+            tables.policies.insert(number, policy);
         }
         let listener = party(&mut tables.parties, service.listen);
         listener.roles |= role::SERVICE;
@@ -247,7 +260,7 @@ pub fn plan(
             ..service.listen
         };
         party(&mut tables.parties, address).roles |= role::ADDRESS;
-        services.push(service_plan(number, backends, &sequence));
+        services.push(service_plan(number, backends, &sequence, &shares));
     }
     made.keep(|service| desired.iter().any(|wanted| wanted.listen == *service));
     linger(&mut tables, present, lingering, now);
@@ -256,8 +269,12 @@ pub fn plan(
 }
 
 /// Sums up what a service's sequence gives its backends.
-fn service_plan(number: u32, backends: Vec<u32>, sequence: &Sequence) -> ServicePlan {
-    let shares = sequence.shares();
+fn service_plan(
+    number: u32,
+    backends: Vec<u32>,
+    sequence: &Sequence,
+    shares: &BTreeMap<u32, Share>,
+) -> ServicePlan {
     let share = |number| shares.get(number).copied().unwrap_or_default();
     ServicePlan {
         number,
@@ -265,6 +282,27 @@ fn service_plan(number: u32, backends: Vec<u32>, sequence: &Sequence) -> Service
         share_error: sequence.share_error,
         shares: backends.iter().map(share).collect(),
         backends,
+    }
+}
+
+/// What is marked on a backend; `open`: it stands in the sequence.
+fn flags(service: &Service, backend: &model::Backend, open: bool) -> u8 {
+    let up = if backend.up { backend::UP } else { 0 };
+    let fate = match backend {
+        _ if open => backend::OPEN,
+        model::Backend { reset: true, .. } => backend::RESET,
+        model::Backend { up: false, .. } => service.on_down.mark(),
+        model::Backend { .. } => 0,
+    };
+    backend::USED | up | fate
+}
+
+/// How a service chooses, as the data path is told.
+fn policy(service: &Service, hertz: u32) -> Policy {
+    let ticks = service.affinity.as_millis() * u128::from(hertz) / 1_000;
+    Policy {
+        pick: service.scheduler.pick,
+        affinity_ticks: u32::try_from(ticks).unwrap_or(u32::MAX),
     }
 }
 
@@ -281,8 +319,9 @@ fn linger(tables: &mut Tables, present: &Tables, lingering: &mut Lingering, now:
     lingering
         .backends
         .retain(|number, _| known.contains(number));
-    for (number, backend) in gone {
+    for (number, mut backend) in gone {
         if stays(&mut lingering.backends, number, now) {
+            backend.flags &= !backend::OPEN;
             tables.backends.insert(number, backend);
         }
     }
@@ -345,13 +384,13 @@ struct Numbers {
     services: Free,
     backends: Free,
     known: BTreeMap<(u32, Address, Be16), u32>,
-    capacity: Capacity,
+    measures: Measures,
 }
 
 impl Numbers {
     /// Marks every number in use: those of `present`, whether still desired
     /// (they are kept) or not (they linger).
-    fn of(desired: &[Service], present: &Tables, capacity: Capacity) -> Self {
+    fn of(desired: &[Service], present: &Tables, measures: Measures) -> Self {
         let wanted: BTreeSet<Endpoint> = desired.iter().map(|service| service.listen).collect();
         let kept = present
             .parties
@@ -369,12 +408,12 @@ impl Numbers {
             services: Free::besides(kept.chain(lingering)),
             backends: Free::besides(present.backends.keys().copied()),
             known: known.collect(),
-            capacity,
+            measures,
         }
     }
 
     fn service(&mut self, listen: &Endpoint, present: &Tables) -> Result<u32, Full> {
-        let capacity = self.capacity.services;
+        let capacity = self.measures.services;
         match present.parties.get(listen) {
             Some(party) if party.roles & role::SERVICE != 0 => Ok(party.service),
             _ => self.services.take(capacity).ok_or(Full::Services(capacity)),
@@ -382,7 +421,7 @@ impl Numbers {
     }
 
     fn backend(&mut self, service: u32, at: &Endpoint) -> Result<u32, Full> {
-        let capacity = self.capacity.backends;
+        let capacity = self.measures.backends;
         match self.known.get(&(service, at.address, at.port)) {
             Some(&number) => Ok(number),
             None => self.backends.take(capacity).ok_or(Full::Backends(capacity)),
@@ -412,9 +451,46 @@ impl Free {
 }
 
 /// The changes that lead from one set of tables to another, in a safe order.
+///
+/// A backend whose flows are to end or to move is marked when nothing is sent
+/// to it any more, and unmarked before anything is. A service chooses by weights
+/// only while they stand in its sequence.
 pub fn diff(from: &Tables, to: &Tables) -> Vec<Change> {
+    let marked = |backend: &Backend| backend.flags & (backend::RESET | backend::REHASH) != 0;
+    let weighed = |policy: &Policy| policy.pick == pick::LEAST;
     let mut changes = Vec::new();
-    for (&number, &backend) in &to.backends {
+    set_backends(from, to, &mut changes, |backend| !marked(backend));
+    set_policies(from, to, &mut changes, |policy| !weighed(policy));
+    for (&service, slots) in &to.sequences {
+        if from.sequences.get(&service) != Some(slots) {
+            changes.push(Change::SetSequence {
+                service,
+                slots: slots.clone(),
+            });
+        }
+    }
+    set_policies(from, to, &mut changes, weighed);
+    set_parties(from, to, &mut changes);
+    let gone = |key: &&u32| !to.sequences.contains_key(key);
+    for &service in from.sequences.keys().filter(gone) {
+        changes.push(Change::RemoveSequence { service });
+    }
+    set_backends(from, to, &mut changes, marked);
+    let gone = |key: &&u32| !to.backends.contains_key(key);
+    for &number in from.backends.keys().filter(gone) {
+        changes.push(Change::RemoveBackend { number });
+    }
+    changes
+}
+
+/// The backends to be written, of those that are `wanted`.
+fn set_backends(
+    from: &Tables,
+    to: &Tables,
+    changes: &mut Vec<Change>,
+    wanted: impl Fn(&Backend) -> bool,
+) {
+    for (&number, &backend) in to.backends.iter().filter(|(_, backend)| wanted(backend)) {
         let before = from.backends.get(&number);
         if before != Some(&backend) {
             changes.push(Change::SetBackend {
@@ -424,14 +500,33 @@ pub fn diff(from: &Tables, to: &Tables) -> Vec<Change> {
             });
         }
     }
-    for (&service, slots) in &to.sequences {
-        if from.sequences.get(&service) != Some(slots) {
-            changes.push(Change::SetSequence {
-                service,
-                slots: slots.clone(),
-            });
+}
+
+/// The policies to be written, of those that are `wanted`; where there is none
+/// any more, the default.
+fn set_policies(
+    from: &Tables,
+    to: &Tables,
+    changes: &mut Vec<Change>,
+    wanted: impl Fn(&Policy) -> bool,
+) {
+    let services: BTreeSet<u32> = from
+        .policies
+        .keys()
+        .chain(to.policies.keys())
+        .copied()
+        .collect();
+    for service in services {
+        let of = |tables: &Tables| tables.policies.get(&service).copied().unwrap_or_default();
+        let policy = of(to);
+        if policy != of(from) && wanted(&policy) {
+            changes.push(Change::SetPolicy { service, policy });
         }
     }
+}
+
+/// Who stands behind endpoints, then those behind which nobody does any more.
+fn set_parties(from: &Tables, to: &Tables, changes: &mut Vec<Change>) {
     let present: BTreeSet<u32> = from
         .parties
         .values()
@@ -448,26 +543,8 @@ pub fn diff(from: &Tables, to: &Tables) -> Vec<Change> {
             });
         }
     }
-    for &endpoint in from
-        .parties
-        .keys()
-        .filter(|key| !to.parties.contains_key(key))
-    {
+    let gone = |key: &&Endpoint| !to.parties.contains_key(key);
+    for &endpoint in from.parties.keys().filter(gone) {
         changes.push(Change::RemoveParty { endpoint });
     }
-    for &service in from
-        .sequences
-        .keys()
-        .filter(|key| !to.sequences.contains_key(key))
-    {
-        changes.push(Change::RemoveSequence { service });
-    }
-    for &number in from
-        .backends
-        .keys()
-        .filter(|key| !to.backends.contains_key(key))
-    {
-        changes.push(Change::RemoveBackend { number });
-    }
-    changes
 }

@@ -4,36 +4,31 @@ use std::net::SocketAddr;
 use std::slice::from_ref;
 use std::time::{Duration, Instant};
 
-use lb_common::abi::{NOBODY, Party, TCP, backend, forward, role};
+use lb_common::abi::{NOBODY, Party, Policy, TCP, backend, forward, pick, role};
+use lb_userspace::config::OnDown;
 use lb_userspace::model::{self, Service};
 use lb_userspace::reconcile::{
-    Capacity, Change, Full, LINGER, Lingering, Plan, Tables, diff, plan,
+    Change, Full, LINGER, Lingering, Measures, Plan, Tables, diff, plan,
 };
-use lb_userspace::schedule::Made;
+use lb_userspace::schedule::{Made, Scheduler, backend_of, weight_of};
 
-const CAPACITY: Capacity = Capacity {
+const MEASURES: Measures = Measures {
     services: 4,
     backends: 8,
+    hertz: 250,
 };
 
 fn service(name: &str, port: u16, backends: &[(&str, u16, bool)]) -> Service {
     let endpoint = |text: &str| model::endpoint(text.parse().expect("an address"), u16::from(TCP));
     Service {
-        name: name.to_owned(),
-        listen: endpoint(&format!("203.0.113.10:{port}")),
-        forward: forward::FULL_NAT,
-        max_mss: 0,
         backends: backends
             .iter()
             .map(|&(address, weight, up)| model::Backend {
-                name: address.to_owned(),
-                endpoint: endpoint(address),
-                weight,
-                configured: Some(weight),
-                drained: false,
                 up,
+                ..model::Backend::new(address, endpoint(address), weight)
             })
             .collect(),
+        ..Service::new(name, endpoint(&format!("203.0.113.10:{port}")))
     }
 }
 
@@ -50,7 +45,7 @@ fn step(
         present,
         lingering,
         &mut Made::default(),
-        CAPACITY,
+        MEASURES,
         now,
     )
     .expect("it fits");
@@ -88,7 +83,7 @@ fn a_weight_change_is_one_new_sequence_and_nothing_else() {
         &tables,
         &mut lingering,
         &mut Made::default(),
-        CAPACITY,
+        MEASURES,
         now,
     )
     .expect("it fits");
@@ -241,7 +236,7 @@ fn what_does_not_fit_is_refused_and_says_what_to_raise() {
         &Tables::default(),
         &mut Lingering::default(),
         &mut Made::default(),
-        CAPACITY,
+        MEASURES,
         Instant::now(),
     );
     assert_eq!(refused.unwrap_err(), Full::Services(4));
@@ -399,5 +394,203 @@ fn an_endpoint_that_two_services_share_answers_while_either_translates() {
     assert_eq!(
         party(&tables, "10.0.0.1:80").map(|party| party.roles),
         Some(role::BACKEND)
+    );
+}
+
+/// The marks on the backends of the first service, in their order.
+fn marks(plan: &Plan) -> Vec<u8> {
+    plan.services[0]
+        .backends
+        .iter()
+        .map(|number| plan.tables.backends[number].flags & !backend::USED)
+        .collect()
+}
+
+/// A service of one backend that is up and one that is down.
+fn half_down(on_down: OnDown) -> Service {
+    Service {
+        on_down,
+        ..service(
+            "web",
+            80,
+            &[("10.0.0.1:1", 1, true), ("10.0.0.2:1", 1, false)],
+        )
+    }
+}
+
+#[test]
+fn a_backend_that_is_down_is_marked_with_what_becomes_of_its_flows() {
+    for (on_down, mark) in [
+        (OnDown::Reset, backend::RESET),
+        (OnDown::Rehash, backend::REHASH),
+        (OnDown::Keep, 0),
+    ] {
+        let (mut tables, mut lingering) = (Tables::default(), Lingering::default());
+        let now = Instant::now();
+        let web = half_down(on_down);
+        let planned = step(from_ref(&web), &mut tables, &mut lingering, now);
+        assert_eq!(
+            marks(&planned),
+            [backend::UP | backend::OPEN, mark],
+            "{on_down}"
+        );
+    }
+}
+
+#[test]
+fn who_is_down_and_used_all_the_same_keeps_its_flows() {
+    let (mut tables, mut lingering, now) =
+        (Tables::default(), Lingering::default(), Instant::now());
+    let web = Service {
+        min_healthy: 2,
+        ..half_down(OnDown::Reset)
+    };
+    let planned = step(from_ref(&web), &mut tables, &mut lingering, now);
+    assert_eq!(
+        marks(&planned),
+        [backend::UP | backend::OPEN, backend::OPEN]
+    );
+    assert_eq!(tables.sequences[&0].len(), 2);
+}
+
+#[test]
+fn a_drained_backend_keeps_its_flows_until_its_time_is_over() {
+    let (mut tables, mut lingering, now) =
+        (Tables::default(), Lingering::default(), Instant::now());
+    for (reset, mark) in [(false, 0), (true, backend::RESET)] {
+        let mut web = service(
+            "web",
+            80,
+            &[("10.0.0.1:1", 1, true), ("10.0.0.2:1", 0, true)],
+        );
+        web.on_down = OnDown::Keep;
+        web.backends[1].drained = true;
+        web.backends[1].reset = reset;
+        let planned = step(from_ref(&web), &mut tables, &mut lingering, now);
+        let expected = [backend::UP | backend::OPEN, backend::UP | mark];
+        assert_eq!(marks(&planned), expected);
+    }
+}
+
+#[test]
+fn a_backend_taken_out_is_not_open_while_it_lingers() {
+    let (mut tables, mut lingering, now) =
+        (Tables::default(), Lingering::default(), Instant::now());
+    let one = [service("web", 80, &[("10.0.0.1:1", 1, true)])];
+    let gone = step(&one, &mut tables, &mut lingering, now).services[0].backends[0];
+    step(&[service("web", 80, &[])], &mut tables, &mut lingering, now);
+    assert_eq!(tables.backends[&gone].flags, backend::USED | backend::UP);
+}
+
+#[test]
+fn a_mark_comes_when_nothing_is_sent_there_any_more_and_goes_before_anything_is() {
+    let (mut tables, mut lingering, now) =
+        (Tables::default(), Lingering::default(), Instant::now());
+    let down = [half_down(OnDown::Reset)];
+    let mut up = down.clone();
+    up[0].backends[1].up = true;
+    step(&up, &mut tables, &mut lingering, now);
+    let kinds = |changes: &[Change]| -> Vec<&str> {
+        let kind = |change: &Change| match change {
+            Change::SetBackend { .. } => "backend",
+            Change::SetSequence { .. } => "sequence",
+            _ => "other",
+        };
+        changes.iter().map(kind).collect()
+    };
+    let before = tables.clone();
+    step(&down, &mut tables, &mut lingering, now);
+    assert_eq!(kinds(&diff(&before, &tables)), ["sequence", "backend"]);
+    assert_eq!(kinds(&diff(&tables, &before)), ["backend", "sequence"]);
+}
+
+#[test]
+fn a_service_chooses_by_weights_only_while_they_stand_in_its_sequence() {
+    let (mut tables, mut lingering, now) =
+        (Tables::default(), Lingering::default(), Instant::now());
+    let wrr = [service(
+        "web",
+        80,
+        &[("10.0.0.1:1", 2, true), ("10.0.0.2:1", 1, true)],
+    )];
+    let least = [Service {
+        scheduler: Scheduler::named("least-conn").unwrap(),
+        ..wrr[0].clone()
+    }];
+    step(&wrr, &mut tables, &mut lingering, now);
+    assert!(tables.policies.is_empty(), "the default needs no entry");
+    let before = tables.clone();
+    let planned = step(&least, &mut tables, &mut lingering, now);
+    let policy = Policy {
+        pick: pick::LEAST,
+        affinity_ticks: 0,
+    };
+    assert_eq!(tables.policies[&0], policy);
+    let slots: Vec<(u32, u32)> = tables.sequences[&0]
+        .iter()
+        .map(|&slot| (backend_of(slot), weight_of(slot)))
+        .collect();
+    let [heavy, light] = planned.services[0].backends[..] else {
+        panic!("two backends");
+    };
+    assert_eq!(slots, [(heavy, 2), (light, 1)]);
+    let (there, back) = (diff(&before, &tables), diff(&tables, &before));
+    assert!(
+        matches!(
+            &there[..],
+            [Change::SetSequence { .. }, Change::SetPolicy { .. }]
+        ),
+        "{there:?}"
+    );
+    assert!(
+        matches!(
+            &back[..],
+            [Change::SetPolicy { .. }, Change::SetSequence { .. }]
+        ),
+        "{back:?}"
+    );
+}
+
+#[test]
+fn affinity_is_told_in_kernel_ticks() {
+    let (mut tables, mut lingering, now) =
+        (Tables::default(), Lingering::default(), Instant::now());
+    let web = Service {
+        affinity: Duration::from_secs(10),
+        ..service("web", 80, &[("10.0.0.1:1", 1, true)])
+    };
+    step(from_ref(&web), &mut tables, &mut lingering, now);
+    let policy = Policy {
+        pick: pick::TURN,
+        affinity_ticks: 2_500,
+    };
+    assert_eq!(tables.policies[&0], policy);
+    step(&[], &mut tables, &mut lingering, now);
+    assert!(tables.policies.is_empty());
+}
+
+#[test]
+fn shares_are_those_of_the_sequence() {
+    let (mut tables, mut lingering, now) =
+        (Tables::default(), Lingering::default(), Instant::now());
+    let mut web = service(
+        "web",
+        80,
+        &[
+            ("10.0.0.1:1", 1, true),
+            ("10.0.0.2:1", 2, true),
+            ("10.0.0.3:1", 5, false),
+        ],
+    );
+    web.backends[1].part /= 2;
+    let planned = step(from_ref(&web), &mut tables, &mut lingering, now);
+    let parts: Vec<f64> = planned.services[0]
+        .shares
+        .iter()
+        .map(|share| share.part)
+        .collect();
+    assert_eq!(
+        (planned.services[0].length, parts),
+        (2, vec![0.5, 0.5, 0.0])
     );
 }

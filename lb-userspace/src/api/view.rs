@@ -60,7 +60,7 @@ fn summary(controller: &Controller, place: usize) -> types::ServiceSummary {
         listen: service.listen.address.socket(service.listen.port),
         protocol: protocol(u32::from(service.listen.protocol)),
         forward: controller.config.services[place].forward.name().to_owned(),
-        scheduler: "wrr".to_owned(),
+        scheduler: service.scheduler.name.to_owned(),
         healthy: service.backends.iter().filter(|backend| backend.up).count(),
         total: service.backends.len(),
         new_flows_per_second: rate.new_flows,

@@ -64,7 +64,7 @@ impl Controller {
                 name: entry.name.clone(),
                 address: entry.endpoint.address.socket(entry.endpoint.port),
                 weight: entry.weight,
-                backup: false,
+                backup: entry.backup,
             })
             .collect();
         self.config.admit(&service, &backend).map_err(invalid)?;
