@@ -379,6 +379,9 @@ impl Controller {
         self.take_addresses().await?;
         self.drop_stale_addresses().await?;
         changes.extend(differences(&before, &self.desired));
+        if old.timeouts != self.config.timeouts {
+            changes.push("the timeouts of silent connections are others".to_owned());
+        }
         if old.node.interfaces != self.config.node.interfaces {
             changes.push(format!(
                 "attached to {}",
