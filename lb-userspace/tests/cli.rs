@@ -184,6 +184,9 @@ fn backend(number: u16, state: &str, weight: u16, source: &str) -> Backend {
         weight,
         configured_weight: (number != 4).then_some(3),
         weight_source: source.into(),
+        weight_percent: 100,
+        backup: false,
+        reset_in_seconds: None,
         share: f64::from(weight) / 6.0,
         slots: usize::from(weight),
         active_flows: 1_500 * u64::from(weight),
@@ -241,6 +244,12 @@ fn detail() -> ServiceDetail {
         sequence_length: 6,
         share_error: 0.0,
         max_mss: 0,
+        affinity_seconds: 0.0,
+        on_down: "reset".into(),
+        slow_start_seconds: 0.0,
+        min_healthy: 0,
+        standing: "well".into(),
+        trouble: None,
         check: "tcp every 1s, down after 3 failures, up after 2 successes".into(),
         traffic: traffic(600),
         drops: drops(),
@@ -350,6 +359,7 @@ Service   web
 Listen    203.0.113.10:80 tcp
 Forward   full-nat
 Schedule  wrr, 6 slots, shares exact
+Policy    on_down reset, affinity 0s, slow_start 0s, min_healthy 0
 Check     tcp every 1s, down after 3 failures, up after 2 successes
 Healthy   2/3
 Traffic   600 connections; 1.2k packets, 98.8 kB from clients; 2.3M packets, 3.5 GB from backends
@@ -453,6 +463,66 @@ fn a_backend_that_the_file_does_not_have_is_said_to_be_so() {
         let daemon = Daemon::that_says([ok("GET /v1/backends", added)]);
         let list = shown(&mut daemon.lb("backend list"));
         assert!(list.contains(&format!("  {words}  ")), "{list}");
+    }
+}
+
+#[test]
+fn what_bears_on_a_weight_stands_beside_its_source() {
+    let plain = || backend(1, "up", 3, "file");
+    let drained = |left| Backend {
+        reset_in_seconds: Some(left),
+        ..backend(1, "up", 0, "drain")
+    };
+    for (shown_as, backend) in [
+        (
+            "file, backup",
+            Backend {
+                backup: true,
+                ..plain()
+            },
+        ),
+        (
+            "file, slow start 40%",
+            Backend {
+                weight_percent: 40,
+                ..plain()
+            },
+        ),
+        (
+            "override (file: 3), backup, slow start 10%",
+            Backend {
+                backup: true,
+                weight_percent: 10,
+                ..backend(1, "up", 5, "override")
+            },
+        ),
+        ("drain (file: 3), reset in 45s", drained(45.3)),
+        ("drain (file: 3), being reset", drained(0.0)),
+    ] {
+        let daemon = Daemon::that_says([ok("GET /v1/backends", vec![backend])]);
+        let list = shown(&mut daemon.lb("backend list"));
+        assert!(list.contains(&format!("  {shown_as}  ")), "{list}");
+    }
+}
+
+#[test]
+fn a_policy_is_shown_as_in_the_file_and_trouble_by_its_consequences() {
+    let service = ServiceDetail {
+        affinity_seconds: 90.0,
+        on_down: "rehash".into(),
+        slow_start_seconds: 30.0,
+        min_healthy: 2,
+        standing: "too-few".into(),
+        trouble: Some("all are used".into()),
+        ..detail()
+    };
+    let daemon = Daemon::that_says([ok("GET /v1/services/web", service)]);
+    let text = shown(&mut daemon.lb("service show web"));
+    for line in [
+        "Policy    on_down rehash, affinity 1m 30s, slow_start 30s, min_healthy 2",
+        "Trouble   all are used",
+    ] {
+        assert!(text.lines().any(|shown| shown == line), "{text}");
     }
 }
 

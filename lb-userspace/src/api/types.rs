@@ -58,7 +58,7 @@ pub struct ServiceSummary {
     pub protocol: String,
     /// `full-nat`, `nat`, `dsr` or `tunnel`.
     pub forward: String,
-    /// `wrr`.
+    /// One of [`crate::schedule::ALL`]: `wrr`, `maglev` …
     pub scheduler: String,
     /// Backends that pass their checks.
     pub healthy: usize,
@@ -84,6 +84,21 @@ pub struct ServiceDetail {
     pub share_error: f64,
     /// The largest TCP segment that either side may announce; 0 for any.
     pub max_mss: u16,
+    /// For how many seconds after its last new connection a client's address
+    /// keeps its backend; 0 for not at all.
+    pub affinity_seconds: f64,
+    /// What becomes of the flows of a backend that is down: `reset`, `rehash`
+    /// or `keep`.
+    pub on_down: String,
+    /// How many seconds a backend that comes back takes to get its whole weight.
+    pub slow_start_seconds: f64,
+    /// With fewer healthy backends than this all are used.
+    pub min_healthy: u32,
+    /// Who takes its new connections: `well` (healthy backends), `backups`,
+    /// `too-few` (all, healthy or not) or `nobody`.
+    pub standing: String,
+    /// What that means, where it is not `well`.
+    pub trouble: Option<String>,
     /// How its backends are checked, in words.
     pub check: String,
     /// What was counted.
@@ -115,6 +130,14 @@ pub struct Backend {
     pub configured_weight: Option<u16>,
     /// Where the weight comes from: `file`, `override`, `added` or `drain`.
     pub weight_source: String,
+    /// How much of that it has while it is up, in per cent: less than 100 in
+    /// its slow start.
+    pub weight_percent: u32,
+    /// Whether it is used only while no other one can be.
+    pub backup: bool,
+    /// Drained with a deadline: in how many seconds what is left of its
+    /// connections is reset, 0 if that time has come.
+    pub reset_in_seconds: Option<f64>,
     /// The part of new connections it gets now, 0 to 1.
     pub share: f64,
     /// Its slots in the sequence.

@@ -15,6 +15,8 @@ use crate::controller::Controller;
 use crate::dataplane::{Flows, Mode};
 use crate::health::{State, TargetId};
 use crate::host;
+use crate::model::offer::Standing;
+use crate::schedule::WHOLE;
 
 /// `GET /v1/status`
 pub(super) fn status(controller: &Controller) -> types::Status {
@@ -92,7 +94,9 @@ pub(super) fn detail(
             check.fall
         ),
     };
-    let name = &controller.desired[place].name;
+    let service = &controller.desired[place];
+    let standing = service.standing();
+    let name = &service.name;
     let mut of_service = drops(controller, false)?;
     for count in &mut of_service {
         count
@@ -104,8 +108,14 @@ pub(super) fn detail(
     Ok(types::ServiceDetail {
         summary: summary(controller, place),
         sequence_length: controller.plan[place].length,
-        max_mss: controller.desired[place].max_mss,
+        max_mss: service.max_mss,
         share_error: controller.plan[place].share_error,
+        affinity_seconds: service.affinity.as_secs_f64(),
+        on_down: service.on_down.name().to_owned(),
+        slow_start_seconds: service.slow_start.as_secs_f64(),
+        min_healthy: service.min_healthy,
+        standing: standing.word().to_owned(),
+        trouble: standing.trouble(),
         check,
         traffic: traffic(&controller.dataplane.service_traffic(number)?),
         drops: of_service,
@@ -121,6 +131,7 @@ pub(super) fn backends(
 ) -> anyhow::Result<Vec<types::Backend>> {
     let service = &controller.desired[place];
     let plan = &controller.plan[place];
+    let all_used = matches!(service.standing(), Standing::TooFew { .. });
     service
         .backends
         .iter()
@@ -132,6 +143,7 @@ pub(super) fn backends(
                 backend: backend.name.clone(),
             };
             let (state, reason, since_seconds) = health(controller, &id);
+            let part = if all_used { WHOLE } else { backend.part };
             let overridden = controller
                 .state
                 .overrides
@@ -153,6 +165,12 @@ pub(super) fn backends(
                     (false, Some(_), false) => "file",
                 }
                 .to_owned(),
+                weight_percent: u32::from(part) * 100 / u32::from(WHOLE),
+                backup: backend.backup,
+                reset_in_seconds: backend.reset_at.map(|at| {
+                    let left = at.duration_since(SystemTime::now());
+                    left.unwrap_or_default().as_secs_f64()
+                }),
                 share: share.part,
                 slots: share.slots,
                 active_flows: flows.get(number).copied().unwrap_or(0),

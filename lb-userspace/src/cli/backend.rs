@@ -317,15 +317,29 @@ pub(super) fn state(backend: &State) -> Cell {
     }
 }
 
-/// Where the weight comes from, and what it would be by the file.
+/// Where the weight comes from, what it would be by the file, and what else
+/// bears on what the backend gets.
 pub(super) fn weight_source(backend: &State) -> Cell {
     let source = backend.weight_source.as_str();
-    match (source, backend.configured_weight) {
-        ("file", Some(_)) => Cell::new(PLAIN, source),
-        ("file", None) => Cell::new(NOTABLE, "not in the file"),
-        (_, Some(weight)) => Cell::new(NOTABLE, format!("{source} (file: {weight})")),
-        (_, None) => Cell::new(NOTABLE, format!("{source} (not in the file)")),
+    let (mut style, mut text) = match (source, backend.configured_weight) {
+        ("file", Some(_)) => (PLAIN, source.to_owned()),
+        ("file", None) => (NOTABLE, "not in the file".to_owned()),
+        (_, Some(weight)) => (NOTABLE, format!("{source} (file: {weight})")),
+        (_, None) => (NOTABLE, format!("{source} (not in the file)")),
+    };
+    if backend.backup {
+        text += ", backup";
     }
+    if backend.weight_percent < 100 {
+        style = NOTABLE;
+        text += &format!(", slow start {}%", backend.weight_percent);
+    }
+    match backend.reset_in_seconds {
+        Some(left) if left > 0.0 => text += &format!(", reset in {}", units::span(left)),
+        Some(_) => text += ", being reset",
+        None => {}
+    }
+    Cell::new(style, text)
 }
 
 #[cfg(test)]

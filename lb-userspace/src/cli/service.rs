@@ -1,8 +1,10 @@
 //! `lb service`: services, and one of them in full.
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
 
-use super::output::{Column, NOTABLE, PLAIN, Table, fields, styled};
+use super::output::{BAD, Column, NOTABLE, PLAIN, Table, fields, styled};
 use super::{Context, Json, backend, drops, status, units};
 use crate::api::client::{PATIENCE_FOR_FLOWS, Resource};
 use crate::api::types::{ServiceDetail, ServiceSummary, Traffic};
@@ -88,16 +90,21 @@ fn text(service: &ServiceDetail, width: Option<usize>) -> String {
         units::bits(summary.bits_per_second),
     );
     let listen = format!("{} {}", summary.listen, summary.protocol);
-    let mut text = fields(&[
+    let mut shown = vec![
         ("Service", styled(PLAIN, &summary.name)),
         ("Listen", styled(PLAIN, &listen)),
         ("Forward", styled(PLAIN, &forward(service))),
         ("Schedule", schedule(service)),
+        ("Policy", styled(PLAIN, &policy(service))),
         ("Check", styled(PLAIN, &service.check)),
         ("Healthy", status::healthy(summary).to_string()),
         ("Traffic", traffic),
         ("Rates", rates),
-    ]);
+    ];
+    if let Some(trouble) = &service.trouble {
+        shown.push(("Trouble", styled(BAD, trouble)));
+    }
+    let mut text = fields(&shown);
     text += "\n";
     text += &backends(service, width);
     if service.drops.iter().any(|drop| drop.packets > 0) {
@@ -140,6 +147,22 @@ fn schedule(service: &ServiceDetail) -> String {
             format!("{scheduler}, {slots}, {}", styled(NOTABLE, &off))
         }
     }
+}
+
+/// The keys of the policy, as they are written in the file.
+fn policy(service: &ServiceDetail) -> String {
+    let duration = |seconds: f64| {
+        // What no duration can be came from no daemon of ours.
+        let duration = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+        humantime::format_duration(duration).to_string()
+    };
+    format!(
+        "on_down {}, affinity {}, slow_start {}, min_healthy {}",
+        service.on_down,
+        duration(service.affinity_seconds),
+        duration(service.slow_start_seconds),
+        service.min_healthy
+    )
 }
 
 fn backends(service: &ServiceDetail, width: Option<usize>) -> String {
