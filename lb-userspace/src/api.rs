@@ -12,6 +12,7 @@ mod view;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::StatusCode;
@@ -22,7 +23,7 @@ use log::info;
 use serde::Deserialize;
 use tokio::sync::Mutex;
 
-use self::types::{AddBackend, Changed, Refused, Reloaded, SetWeight};
+use self::types::{AddBackend, Changed, Drain, Refused, Reloaded, SetWeight};
 use crate::controller::{Controller, Refusal};
 use crate::health::TargetId;
 
@@ -201,11 +202,21 @@ async fn weight(
 async fn drain(
     State(shared): State<Shared>,
     Path((service, backend)): Path<(String, String)>,
+    Json(wanted): Json<Drain>,
 ) -> Answer<Changed> {
     let id = TargetId { service, backend };
-    shared.controller.lock().await.set_drained(&id, true)?;
+    let deadline = wanted.deadline_ms.map(Duration::from_millis);
+    let given = shared.controller.lock().await.drain(&id, deadline)?;
+    let limit = match given.map(|given| Duration::from_secs(given.as_secs())) {
+        Some(Duration::ZERO) => ", but their time is over: they are reset".to_owned(),
+        Some(given) => format!(
+            ", and are reset if they have not in {}",
+            humantime::format_duration(given)
+        ),
+        None => String::new(),
+    };
     let message = format!(
-        "{}/{} takes no new connections; established ones stay until they end",
+        "{}/{} takes no new connections; established ones stay until they end{limit}",
         id.service, id.backend
     );
     changed(&shared, &id, message).await
@@ -216,7 +227,7 @@ async fn enable(
     Path((service, backend)): Path<(String, String)>,
 ) -> Answer<Changed> {
     let id = TargetId { service, backend };
-    shared.controller.lock().await.set_drained(&id, false)?;
+    shared.controller.lock().await.enable(&id)?;
     let message = format!("{}/{} takes new connections again", id.service, id.backend);
     changed(&shared, &id, message).await
 }

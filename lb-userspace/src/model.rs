@@ -39,6 +39,21 @@ pub struct Override {
     pub removed: bool,
 }
 
+impl Override {
+    /// No new connections; what is left of the others ends at this time, or at
+    /// the one that was set before.
+    pub fn drain(&mut self, reset_at: Option<SystemTime>) {
+        self.drained = true;
+        self.reset_at = reset_at.or(self.reset_at);
+    }
+
+    /// New connections again.
+    pub fn enable(&mut self) {
+        self.drained = false;
+        self.reset_at = None;
+    }
+}
+
 /// Everything changed at run time: by service, then by backend.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]

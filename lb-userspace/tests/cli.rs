@@ -527,6 +527,14 @@ fn a_policy_is_shown_as_in_the_file_and_trouble_by_its_consequences() {
 }
 
 #[test]
+fn a_deadline_that_is_none_is_refused_before_anything_is_asked() {
+    let daemon = Daemon::that_says([]);
+    let said = complaint(&mut daemon.lb("backend drain web web1 --deadline 30d"));
+    assert_eq!(said, "lb: `deadline` must be 1s to 7days, not 30days\n");
+    assert!(daemon.asked().is_empty());
+}
+
+#[test]
 fn flows_are_counted_whether_listed_or_not() {
     shows(
         "flows",
@@ -657,7 +665,12 @@ fn changes_are_asked_for_and_answered_in_a_sentence() {
         (
             "backend drain web web1",
             "POST /v1/services/web/backends/web1/drain",
-            "null",
+            r#"{"deadline_ms":null}"#,
+        ),
+        (
+            "backend drain web web1 --deadline 1m30s",
+            "POST /v1/services/web/backends/web1/drain",
+            r#"{"deadline_ms":90000}"#,
         ),
         (
             "backend enable web web1",

@@ -171,6 +171,15 @@ pub struct SetWeight {
     pub weight: u16,
 }
 
+/// `POST /v1/services/S/backends/B/drain`
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Drain {
+    /// After so many milliseconds what is left of its connections is reset;
+    /// without it they stay until they end, or until a deadline set before.
+    pub deadline_ms: Option<u64>,
+}
+
 /// `POST /v1/services/S/backends`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AddBackend {

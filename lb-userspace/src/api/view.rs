@@ -250,7 +250,15 @@ pub(super) fn overrides(controller: &Controller) -> Vec<types::Override> {
                 differs("weight", format!("weight {weight}"));
             }
             if change.drained {
-                differs("drained", format!("drained; weight {weight} when enabled"));
+                let reset = match change.reset_at {
+                    Some(at) => format!(
+                        "; connections reset at {}",
+                        humantime::format_rfc3339_seconds(at)
+                    ),
+                    None => String::new(),
+                };
+                let now = format!("drained; weight {weight} when enabled{reset}");
+                differs("drained", now);
             }
         }
     }

@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 use super::output::{BAD, Cell, Column, GOOD, NOTABLE, PLAIN, Screen, Table, styled};
 use super::{Context, Json, refused, units};
 use crate::api::client::{Client, PATIENCE_FOR_FLOWS, Resource};
-use crate::api::types::{AddBackend, Backend as State, Changed, SetWeight};
+use crate::api::types::{AddBackend, Backend as State, Changed, Drain as DrainRequest, SetWeight};
 use crate::config::value;
 
 /// Show backends and change them
@@ -73,9 +73,10 @@ pub(super) struct Weight {
 /// Give it no new connections; existing ones stay until they end
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  lb backend drain web web1               at once, without waiting
-  lb backend drain web web1 --wait        wait for its last connection
-  lb backend drain web web1 --wait 5m     at most five minutes; exit status 1 if some are left")]
+  lb backend drain web web1                 at once, without waiting
+  lb backend drain web web1 --wait          wait for its last connection
+  lb backend drain web web1 --wait 5m       at most five minutes; exit status 1 if some are left
+  lb backend drain web web1 --deadline 60s  reset those that are left after a minute")]
 pub(super) struct Drain {
     #[command(flatten)]
     which: Which,
@@ -84,6 +85,12 @@ pub(super) struct Drain {
     /// A connection whose ends fell silent without ending it counts too.
     #[arg(long, value_name = "DURATION", num_args = 0..=1, value_parser = duration)]
     wait: Option<Option<Duration>>,
+    /// Reset the connections that are left after so long (60s, 10m)
+    ///
+    /// Each is reset by the answer to its next packet, so that its client hears
+    /// of it; `lb backend enable` before that lets them stay.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    deadline: Option<Duration>,
 }
 
 /// Give it new connections again, by the weight it had before it was drained
@@ -178,7 +185,9 @@ impl Drain {
             backend,
             json,
         } = &self.which;
-        let mut changed: Changed = client.post(&self.which.resource("drain")?, &()).await?;
+        let mut changed: Changed = client
+            .post(&self.which.resource("drain")?, &self.request()?)
+            .await?;
         let Some(limit) = self.wait else {
             return show(screen, *json, &changed);
         };
@@ -189,6 +198,17 @@ impl Drain {
         changed.message = format!("{service}/{backend} has no connection left");
         changed.backend = last;
         show(screen, *json, &changed)
+    }
+
+    fn request(&self) -> anyhow::Result<DrainRequest> {
+        let deadline_ms = match self.deadline {
+            Some(deadline) => {
+                let deadline = value::drain_deadline(deadline).map_err(|fault| refused(&fault))?;
+                Some(u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX))
+            }
+            None => None,
+        };
+        Ok(DrainRequest { deadline_ms })
     }
 }
 
@@ -236,7 +256,8 @@ fn named<'name>(what: &'static str, name: &'name str) -> anyhow::Result<&'name s
     }
 }
 
-/// The duration of --wait; a name of what is to be drained may stand there.
+/// The duration of --wait or --deadline; a name of what is to be drained may
+/// stand there.
 fn duration(text: &str) -> Result<Duration, &'static str> {
     humantime::parse_duration(text).map_err(
         |_| "a duration is a number with its unit, such as 30s or 5m; names stand before --wait",

@@ -80,6 +80,29 @@ pub fn weight(number: i64) -> Result<u16, Fault> {
         .ok_or_else(out_of_range)
 }
 
+/// How long the connections of a drained backend may be given.
+const DRAIN_DEADLINE: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(7 * 24 * 3600);
+
+/// How long the connections of a drained backend are given before they are
+/// reset.
+///
+/// # Errors
+/// If it is not a second to a week.
+pub fn drain_deadline(deadline: Duration) -> Result<Duration, Fault> {
+    let (low, high) = DRAIN_DEADLINE.into_inner();
+    if (low..=high).contains(&deadline) {
+        Ok(deadline)
+    } else {
+        Err(Fault::DurationOutOfRange {
+            key: "deadline",
+            low,
+            high,
+            found: deadline,
+        })
+    }
+}
+
 /// Where a service or a backend listens; `key` is what the value is called
 /// where it was written.
 ///

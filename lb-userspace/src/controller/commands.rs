@@ -1,6 +1,7 @@
 //! What people change at run time: each command is a change of the overrides.
 
 use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
 
 use super::{Controller, Refusal};
 use crate::config;
@@ -28,14 +29,34 @@ impl Controller {
         self.change(|overrides| {
             let entry = overrides.entry(id);
             entry.weight = Some(weight);
-            entry.drained = false;
+            entry.enable();
         })
     }
 
-    /// Stops (or allows again) new connections to a backend, keeping its weight.
-    pub fn set_drained(&mut self, id: &TargetId, drained: bool) -> Result<(), Refusal> {
+    /// Stops new connections to a backend, keeping its weight. With a deadline
+    /// what is left of its connections is reset then; without one, a deadline
+    /// that was given before still holds. How long they are given from now on,
+    /// if there is a deadline.
+    pub fn drain(
+        &mut self,
+        id: &TargetId,
+        deadline: Option<Duration>,
+    ) -> Result<Option<Duration>, Refusal> {
         self.find(&id.service, &id.backend)?;
-        self.change(|overrides| overrides.entry(id).drained = drained)
+        let now = SystemTime::now();
+        let reset_at = match deadline {
+            Some(deadline) => Some(reset_time(now, deadline)?),
+            None => None,
+        };
+        self.change(|overrides| overrides.entry(id).drain(reset_at))?;
+        let reset_at = self.state.overrides.of(id).and_then(|entry| entry.reset_at);
+        Ok(reset_at.map(|at| at.duration_since(now).unwrap_or_default()))
+    }
+
+    /// Allows new connections to a backend again, by the weight it had.
+    pub fn enable(&mut self, id: &TargetId) -> Result<(), Refusal> {
+        self.find(&id.service, &id.backend)?;
+        self.change(|overrides| overrides.entry(id).enable())
     }
 
     /// Adds a backend to a service.
@@ -111,6 +132,14 @@ impl Controller {
         self.enforce(self.config.clone(), Overrides::default())?;
         Ok(count)
     }
+}
+
+/// When connections are reset that are given so long.
+fn reset_time(now: SystemTime, deadline: Duration) -> Result<SystemTime, Refusal> {
+    config::value::drain_deadline(deadline).map_err(invalid)?;
+    // A deadline is bounded, and the clock far from its end.
+    now.checked_add(deadline)
+        .ok_or_else(|| Refusal::Invalid("this host's clock is at the end of time; set it".into()))
 }
 
 /// A fault with its help, in one line.
