@@ -7,7 +7,7 @@
 //! The ring ([`ring`]) holds the last [`CAPACITY`] events and is fair to kinds,
 //! so that a flood of one kind cannot push the others out. What is measured
 //! rather than done (a full table, a flood) is turned into events by pure state
-//! machines ([`watch`]).
+//! machines: [`watch`] and [`drain`].
 //!
 //! Events are of one run of the daemon and numbered from 1 in it; what earlier
 //! runs told is in the log.
@@ -18,6 +18,7 @@ use log::Level;
 
 use crate::health::TargetId;
 
+pub mod drain;
 pub mod journal;
 pub mod ring;
 pub mod watch;
