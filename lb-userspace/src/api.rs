@@ -19,7 +19,6 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
-use log::info;
 use serde::Deserialize;
 use tokio::sync::Mutex;
 
@@ -149,7 +148,7 @@ async fn backends(
 /// Live connections by backend number.
 async fn count_flows(shared: &Shared) -> Result<BTreeMap<u32, u64>, Refusal> {
     let flows = shared.controller.lock().await.flows()?;
-    in_thread(move || {
+    let counts = in_thread(move || {
         let mut counts = BTreeMap::new();
         let now = view::Now::read();
         for (_, flow, _) in flows.forward() {
@@ -159,7 +158,9 @@ async fn count_flows(shared: &Shared) -> Result<BTreeMap<u32, u64>, Refusal> {
         }
         counts
     })
-    .await
+    .await?;
+    shared.controller.lock().await.flows_counted(&counts);
+    Ok(counts)
 }
 
 async fn in_thread<T: Send + 'static>(
@@ -172,7 +173,6 @@ async fn in_thread<T: Send + 'static>(
 
 /// The answer to a change of one backend.
 async fn changed(shared: &Shared, id: &TargetId, message: String) -> Answer<Changed> {
-    info!("{message}");
     // The change has been made: what cannot be counted now is no reason to say
     // that it was not.
     let counts = count_flows(shared).await.unwrap_or_default();
@@ -263,7 +263,6 @@ async fn remove(
         "{}/{} is taken out: no new connections; established ones stay until they end",
         id.service, id.backend
     );
-    info!("{message}");
     Ok(Json(Changed {
         message,
         backend: None,
@@ -281,7 +280,6 @@ async fn clear(State(shared): State<Shared>) -> Answer<Changed> {
         1 => "1 backend is again as in the file".to_owned(),
         count => format!("{count} backends are again as in the file"),
     };
-    info!("{message}");
     Ok(Json(Changed {
         message,
         backend: None,
@@ -347,8 +345,5 @@ async fn reload(State(shared): State<Shared>) -> Answer<Reloaded> {
         .await
         .reload(&shared.config)
         .await?;
-    for change in &changes {
-        info!("reload: {change}");
-    }
     Ok(Json(Reloaded { changes }))
 }

@@ -15,10 +15,12 @@ use log::{info, warn};
 use crate::address::Addresses;
 use crate::config::{self, CheckKind, Config, Forward, Node, TunnelSources, Via};
 use crate::dataplane::{Dataplane, Flows, Mode};
+use crate::events::Journal;
+use crate::events::watch::Gauges;
 use crate::health::probe::through::{Carriage, Through};
 use crate::health::{self, Checker, Target, TargetId, Way};
 use crate::host;
-use crate::model::offer::{self, Standing};
+use crate::model::offer::Standing;
 use crate::model::slow_start::SlowStarts;
 use crate::model::{self, Overrides, Service};
 use crate::neighbours::{self, Neighbours};
@@ -29,6 +31,7 @@ use crate::state::{self, State};
 mod commands;
 mod differences;
 mod interfaces;
+mod records;
 
 pub use interfaces::{Interfaces, prepare_host};
 
@@ -71,6 +74,8 @@ pub struct Aides {
     pub interfaces: Interfaces,
     /// Keeps next hops known.
     pub neighbours: Neighbours,
+    /// Is told what happens.
+    pub journal: Journal,
 }
 
 /// See the module.
@@ -95,6 +100,11 @@ pub struct Controller {
     pub plan: Vec<ServicePlan>,
     /// Speeds by service number.
     pub rates: BTreeMap<u32, Rate>,
+    /// How the flow tables stand, where somebody measures it.
+    pub gauges: Option<Gauges>,
+    /// What happened.
+    pub journal: Journal,
+    watched: records::Watched,
     tables: Tables,
     lingering: Lingering,
     slow_starts: SlowStarts,
@@ -132,6 +142,7 @@ impl Controller {
             addresses,
             interfaces,
             neighbours,
+            journal,
         } = aides;
         let tables = dataplane.read()?;
         Ok(Self {
@@ -145,6 +156,9 @@ impl Controller {
             desired: Vec::new(),
             plan: Vec::new(),
             rates: BTreeMap::new(),
+            gauges: None,
+            journal,
+            watched: records::Watched::default(),
             tables,
             lingering: Lingering::default(),
             slow_starts: SlowStarts::default(),
@@ -197,32 +211,16 @@ impl Controller {
         self.lingering = lingering;
         self.slow_starts = slow_starts;
         self.neighbours.want(neighbours::wanted(&desired));
-        self.tell(&desired);
-        self.desired = desired;
+        let before = std::mem::replace(&mut self.desired, desired);
         self.plan = plan.services;
+        self.record_standings();
+        self.record_resets(&before);
         self.config = config;
         if self.state.overrides != overrides {
             self.state.overrides = overrides;
             self.save()?;
         }
         Ok(())
-    }
-
-    /// Says which services stand otherwise than before.
-    fn tell(&mut self, desired: &[Service]) {
-        let standings = desired
-            .iter()
-            .map(|service| (service.name.clone(), service.standing()))
-            .collect();
-        for news in offer::news(&self.standings, &standings) {
-            match news.standing {
-                Standing::Well => info!("{}", news.sentence),
-                Standing::Backups | Standing::TooFew { .. } | Standing::Nobody => {
-                    warn!("{}", news.sentence);
-                }
-            }
-        }
-        self.standings = standings;
     }
 
     /// Whether new connections may go to a backend: what its checks say, before
@@ -311,7 +309,6 @@ impl Controller {
 
     /// Takes note of a verdict on a backend's health.
     pub fn health_changed(&mut self, report: &health::Report) {
-        let TargetId { service, backend } = &report.id;
         let current = self.targets(&self.config, &self.state.overrides);
         if !current
             .iter()
@@ -320,11 +317,7 @@ impl Controller {
             // A verdict on an address that the backend no longer has.
             return;
         }
-        if report.up {
-            info!("{service}/{backend} is up: {}", report.reason);
-        } else {
-            warn!("{service}/{backend} is down: {}", report.reason);
-        }
+        self.record_health(report);
         if let Err(error) = self.reconcile() {
             warn!("the schedule could not be brought up to date: {error}");
         }
@@ -343,9 +336,8 @@ impl Controller {
         .min()
     }
 
-    /// Takes over a new file. A file that is not valid, or does not fit,
-    /// changes nothing. Gives what changed, a sentence each.
-    pub async fn reload(&mut self, path: &Path) -> Result<Vec<String>, Refusal> {
+    /// [`Self::reload`] without a word about it.
+    async fn take_over(&mut self, path: &Path) -> Result<Vec<String>, Refusal> {
         let mut config = config::load(path).map_err(|errors| {
             let lines: Vec<String> = errors.lines().collect();
             let (lines, path) = (lines.join("; "), path.display());
@@ -433,7 +425,7 @@ impl Controller {
         Ok(())
     }
 
-    /// Samples the services' counters for the rates.
+    /// Samples the services' counters for the rates, and watches what alarms.
     pub fn sample(&mut self) {
         let now = Instant::now();
         for service in &self.plan {
@@ -463,6 +455,7 @@ impl Controller {
         }
         let numbers: BTreeSet<u32> = self.plan.iter().map(|service| service.number).collect();
         self.rates.retain(|number, _| numbers.contains(number));
+        self.watch(now, self.gauges);
     }
 
     /// A reader of the flow tables for a thread of its own.

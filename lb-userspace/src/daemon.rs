@@ -28,8 +28,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use crate::address::Addresses;
 use crate::api;
 use crate::config::{self, Config, TunnelSources};
-use crate::controller::{self, Aides, Controller, Interfaces, Refusal};
+use crate::controller::{self, Aides, Controller, Interfaces};
 use crate::dataplane::{self, Dataplane, Sizes};
+use crate::events::{Journal, Kind, Subject};
 use crate::health::{Checker, Report};
 use crate::host::{self, forwarding};
 use crate::links::Watcher;
@@ -247,6 +248,7 @@ async fn start(
             addresses: Addresses::connect()?,
             interfaces,
             neighbours: Neighbours::start()?,
+            journal: Journal::new(),
         },
     )?;
     let controller = Arc::new(Mutex::new(controller));
@@ -338,10 +340,7 @@ async fn attend(
     controller.lock().await.interfaces_changed().await;
     let mut second = interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    info!(
-        "ready; commands on {}",
-        controller.lock().await.config.node.control.display()
-    );
+    tell_of_start(&*controller.lock().await);
     loop {
         let deadline = controller.lock().await.next_deadline();
         let due = async {
@@ -363,7 +362,10 @@ async fn attend(
                 controller.sample();
                 controller.attend_interfaces().await;
             }
-            _ = signals.hangup.recv() => reload(&controller, &options.config).await,
+            _ = signals.hangup.recv() => {
+                // What comes of it the controller tells.
+                let _ = controller.lock().await.reload(&options.config).await;
+            }
             _ = signals.terminate.recv() => break,
             _ = signals.interrupt.recv() => break,
         }
@@ -377,15 +379,18 @@ async fn attend(
     }
 }
 
-async fn reload(controller: &Mutex<Controller>, config: &Path) {
-    match controller.lock().await.reload(config).await {
-        Ok(changes) if changes.is_empty() => info!("reload: nothing changed"),
-        Ok(changes) => changes.iter().for_each(|change| info!("reload: {change}")),
-        Err(Refusal::Failed(error)) => {
-            error!("reload did not get to its end: {error:#}; `lb status` shows what is in force");
-        }
-        Err(refusal) => error!("reload refused, nothing changed: {refusal}"),
-    }
+fn tell_of_start(controller: &Controller) {
+    let found = if controller.adopted {
+        "took over the tables and connections that were there"
+    } else {
+        "began with empty tables"
+    };
+    let control = controller.config.node.control.display();
+    controller.journal.record(
+        Kind::DaemonStarted,
+        Subject::node(),
+        format!("ready; {found}; commands on {control}"),
+    );
 }
 
 /// Takes everything away again.

@@ -126,6 +126,8 @@ kinds! {
         "A backend was drained by a command: it gets no new connections, and established ones go on."
     DrainFinished "drain_finished" Info
         "A drained backend has no connection left: it can be stopped."
+    DrainCutShort "drain_cut_short" Warning
+        "The time that a drained backend's connections were given is over: what is left of them is reset, so that clients connect anew."
     BackendEnabled "backend_enabled" Info
         "A drained backend gets new connections again, by a command."
     BackendAdded "backend_added" Info

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{Controller, Refusal};
 use crate::config;
+use crate::events::{Kind, Subject};
 use crate::health::TargetId;
 use crate::model::{self, Overrides};
 
@@ -25,12 +26,19 @@ impl Controller {
                 config::value::MAX_WEIGHT
             )));
         }
-        self.find(&id.service, &id.backend)?;
+        let (place, within) = self.find(&id.service, &id.backend)?;
+        let was = self.desired[place].backends[within].weight;
         self.change(|overrides| {
             let entry = overrides.entry(id);
             entry.weight = Some(weight);
             entry.enable();
-        })
+        })?;
+        self.record_command(
+            Kind::WeightChanged,
+            id,
+            &format!("has weight {weight} (was {was})"),
+        );
+        Ok(())
     }
 
     /// Stops new connections to a backend, keeping its weight. With a deadline
@@ -50,13 +58,24 @@ impl Controller {
         };
         self.change(|overrides| overrides.entry(id).drain(reset_at))?;
         let reset_at = self.state.overrides.of(id).and_then(|entry| entry.reset_at);
-        Ok(reset_at.map(|at| at.duration_since(now).unwrap_or_default()))
+        let left = reset_at.map(|at| at.duration_since(now).unwrap_or_default());
+        let what = match left {
+            None => "is drained: no new connections".to_owned(),
+            Some(left) => format!(
+                "is drained: no new connections, and what is left after {} s is reset",
+                left.as_secs()
+            ),
+        };
+        self.record_command(Kind::BackendDrained, id, &what);
+        Ok(left)
     }
 
     /// Allows new connections to a backend again, by the weight it had.
     pub fn enable(&mut self, id: &TargetId) -> Result<(), Refusal> {
         self.find(&id.service, &id.backend)?;
-        self.change(|overrides| overrides.entry(id).enable())
+        self.change(|overrides| overrides.entry(id).enable())?;
+        self.record_command(Kind::BackendEnabled, id, "takes new connections again");
+        Ok(())
     }
 
     /// Adds a backend to a service.
@@ -107,7 +126,13 @@ impl Controller {
                 added: (!in_file).then_some(address),
                 ..model::Override::default()
             };
-        })
+        })?;
+        self.record_command(
+            Kind::BackendAdded,
+            id,
+            &format!("at {address} is added with weight {weight}"),
+        );
+        Ok(())
     }
 
     /// Takes a backend out: no new connections; those that exist go on.
@@ -123,14 +148,28 @@ impl Controller {
             } else if let Some(backends) = overrides.0.get_mut(&id.service) {
                 backends.remove(&id.backend);
             }
-        })
+        })?;
+        self.record_command(Kind::BackendRemoved, id, "is taken out: no new connections");
+        Ok(())
     }
 
     /// Goes back to what the file says.
     pub fn clear_overrides(&mut self) -> Result<usize, Refusal> {
         let count = self.state.overrides.len();
         self.enforce(self.config.clone(), Overrides::default())?;
+        if count > 0 {
+            self.journal.record(
+                Kind::OverridesCleared,
+                Subject::node(),
+                format!("backends that are again as in the file: {count}"),
+            );
+        }
         Ok(count)
+    }
+
+    fn record_command(&self, kind: Kind, id: &TargetId, what: &str) {
+        let sentence = format!("{}/{} {what}, by a command", id.service, id.backend);
+        self.journal.record(kind, Subject::backend(id), sentence);
     }
 }
 

@@ -28,6 +28,7 @@ use super::{Attachment, Controller, Refusal};
 use crate::address::{Listed, interface_for};
 use crate::config::{Config, Node, XdpMode};
 use crate::dataplane::{self, AttachError, Came, Mode};
+use crate::events::{self, Subject};
 use crate::host;
 use crate::host::forwarding::{self, Changed, SYSCTLS};
 use crate::host::topology::{self, Kind, LARGEST_ONE_PAGE_MTU, Link, Plan, Wanted};
@@ -315,13 +316,16 @@ impl Controller {
             let came = self
                 .dataplane
                 .attach(&site.device, site.index, site.mode, has)?;
-            match came {
-                Came::New => info!("attached to {} in {} mode", site.device, site.mode.name()),
-                Came::TookOver => info!(
+            let sentence = match came {
+                Came::New => format!("attached to {} in {} mode", site.device, site.mode.name()),
+                Came::TookOver => format!(
                     "took over {} from an earlier run; its link never went away",
                     site.device
                 ),
-            }
+            };
+            let subject = Subject::interface(&site.device);
+            self.journal
+                .record(events::Kind::InterfaceAttached, subject, sentence);
             self.interfaces
                 .attached
                 .retain(|_, other| other.index != site.index);
@@ -351,11 +355,21 @@ impl Controller {
     /// Takes note that a device has the program no longer.
     fn forget(&mut self, device: &str) {
         self.interfaces.attached.remove(device);
-        if host::ifindex(device).is_err() {
-            warn!("{device} has gone, and its link with it; attached again when it comes back");
+        let (kind, sentence) = if host::ifindex(device).is_err() {
+            (
+                events::Kind::InterfaceLost,
+                format!(
+                    "{device} has gone, and its link with it; attached again when it comes back"
+                ),
+            )
         } else {
-            info!("detached from {device}");
-        }
+            (
+                events::Kind::InterfaceDetached,
+                format!("detached from {device}"),
+            )
+        };
+        self.journal
+            .record(kind, Subject::interface(device), sentence);
     }
 
     /// Follows a change of the host's interfaces. Nothing here ends the daemon:
