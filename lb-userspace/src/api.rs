@@ -8,9 +8,11 @@
 pub mod client;
 pub mod types;
 
+mod events;
 mod view;
 
 use std::collections::BTreeMap;
+use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,10 +22,11 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use serde::Deserialize;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 
 use self::types::{AddBackend, Changed, Drain, Refused, Reloaded, SetWeight};
 use crate::controller::{Controller, Refusal};
+use crate::events::Journal;
 use crate::health::TargetId;
 
 /// The most flows one answer lists.
@@ -38,7 +41,23 @@ pub struct Shared {
     /// The controller.
     pub controller: Arc<Mutex<Controller>>,
     /// The file that a reload reads.
-    pub config: Arc<std::path::Path>,
+    pub config: Arc<FilePath>,
+    /// What happened; the controller's.
+    pub journal: Journal,
+    /// Places for readers that wait.
+    waiting: Arc<Semaphore>,
+}
+
+impl Shared {
+    /// For this controller and this file.
+    pub fn new(controller: Arc<Mutex<Controller>>, journal: Journal, config: &FilePath) -> Self {
+        Self {
+            controller,
+            config: Arc::from(config),
+            journal,
+            waiting: Arc::new(Semaphore::new(events::MAX_WAITING)),
+        }
+    }
 }
 
 /// The routes of the control socket.
@@ -68,6 +87,7 @@ pub fn router(shared: Shared) -> Router {
         .route("/v1/overrides", get(overrides).delete(clear))
         .route("/v1/flows", get(flows))
         .route("/v1/drops", get(drops))
+        .route("/v1/events", get(events::events))
         .route("/v1/reload", post(reload))
         .fallback(unknown)
         .layer(DefaultBodyLimit::max(MAX_BODY))

@@ -329,10 +329,8 @@ async fn attend(
     listener: UnixListener,
     mut signals: Signals,
 ) -> anyhow::Result<()> {
-    let shared = api::Shared {
-        controller: Arc::clone(&controller),
-        config: Arc::from(options.config.as_path()),
-    };
+    let journal = controller.lock().await.journal.clone();
+    let shared = api::Shared::new(Arc::clone(&controller), journal, &options.config);
     let server = axum::serve(listener, api::router(shared));
     let server = tokio::spawn(server.into_future());
     let links = Watcher::start()?;

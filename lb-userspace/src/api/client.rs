@@ -21,7 +21,7 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::types::Refused;
+use super::types::{Events, Refused};
 
 /// The largest answer that is read.
 pub const MAX_ANSWER_BYTES: usize = 64 << 20;
@@ -139,6 +139,21 @@ impl Client {
         resource: &Resource,
     ) -> Result<T, ClientError> {
         self.ask(Method::GET, resource, Bytes::new(), limit).await
+    }
+
+    /// Reads events: those after a number, for which the daemon is let wait if
+    /// there are none yet, or without a number the last ones.
+    pub async fn events(
+        &self,
+        after: Option<u64>,
+        limit: usize,
+        wait: Duration,
+    ) -> Result<Events, ClientError> {
+        let resource = Resource::new(["events"])
+            .with("after", after)
+            .with("limit", Some(limit))
+            .with("wait", Some(wait.as_secs()).filter(|&seconds| seconds > 0));
+        self.get_within(wait + PATIENCE, &resource).await
     }
 
     /// Sets something.

@@ -5,8 +5,13 @@
 //! fields are only ever added.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+/// The longest that an answer with events is waited with; who wants to wait
+/// longer asks again.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// `GET /v1/status`
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -271,6 +276,41 @@ pub struct DropShare {
     pub backend: Option<String>,
     /// Packets.
     pub packets: u64,
+}
+
+/// `GET /v1/events?after=&limit=&wait=`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Events {
+    /// When this run of the daemon began, from which events are numbered; in
+    /// another run the same number is another event.
+    pub started: String,
+    /// The number of the newest event, listed or not; 0 if there is none yet.
+    pub newest: u64,
+    /// Of those that were asked for, how many are not kept any more.
+    pub lost: u64,
+    /// The oldest first; at most as many as asked for.
+    pub events: Vec<Event>,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// From 1 in each run of the daemon, without gaps.
+    pub number: u64,
+    /// When (RFC 3339, UTC).
+    pub time: String,
+    /// `info`, `warning` or `alert`.
+    pub severity: String,
+    /// A word of `lb events --kinds`.
+    pub kind: String,
+    /// The service, if it is about one.
+    pub service: Option<String>,
+    /// The backend, if it is about one.
+    pub backend: Option<String>,
+    /// The interface, if it is about one.
+    pub interface: Option<String>,
+    /// All of it, for people.
+    pub sentence: String,
 }
 
 /// `POST /v1/reload`

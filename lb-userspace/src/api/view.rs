@@ -13,6 +13,8 @@ use super::types;
 use crate::config::{CheckKind, Via};
 use crate::controller::Controller;
 use crate::dataplane::{Flows, Mode};
+use crate::events::Journal;
+use crate::events::ring::Page;
 use crate::health::{State, TargetId};
 use crate::host;
 use crate::model::offer::Standing;
@@ -296,6 +298,30 @@ pub(super) fn drops(controller: &Controller, all: bool) -> anyhow::Result<Vec<ty
     let mut listed: Vec<types::DropCount> = listed.collect();
     listed.sort_by_key(|count| Reverse(count.packets));
     Ok(listed)
+}
+
+/// `GET /v1/events`
+pub(super) fn events(journal: &Journal, page: Page) -> types::Events {
+    let time = |time| humantime::format_rfc3339_millis(time).to_string();
+    types::Events {
+        started: time(journal.started()),
+        newest: page.newest,
+        lost: page.lost,
+        events: page
+            .events
+            .into_iter()
+            .map(|event| types::Event {
+                number: event.number,
+                time: time(event.time),
+                severity: event.kind.severity().name().to_owned(),
+                kind: event.kind.name().to_owned(),
+                service: event.subject.service,
+                backend: event.subject.backend,
+                interface: event.subject.interface,
+                sentence: event.sentence,
+            })
+            .collect(),
+    }
 }
 
 /// The names behind numbers.
