@@ -16,6 +16,7 @@ mod check;
 mod completions;
 mod decap;
 mod drops;
+mod events;
 mod flows;
 mod output;
 mod overrides;
@@ -134,6 +135,7 @@ enum Request {
     Overrides(overrides::Overrides),
     Flows(flows::Flows),
     Drops(drops::Drops),
+    Events(events::Events),
 }
 
 /// What requests need: the daemon, and a place for results.
@@ -196,6 +198,7 @@ impl Request {
             Self::Overrides(overrides) => overrides.obey(context).await,
             Self::Flows(flows) => flows.obey(context).await,
             Self::Drops(drops) => drops.obey(context).await,
+            Self::Events(events) => events.obey(context).await,
         }
     }
 }

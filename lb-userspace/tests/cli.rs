@@ -19,8 +19,8 @@ use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
 
 use lb_userspace::api::types::{
-    Backend, Changed, DropCount, DropShare, Flow, Flows, Interface, Override, Refused, Reloaded,
-    ServiceDetail, ServiceSummary, Status, Traffic,
+    Backend, Changed, DropCount, DropShare, Event, Events, Flow, Flows, Interface, Override,
+    Refused, Reloaded, ServiceDetail, ServiceSummary, Status, Traffic,
 };
 
 /// Answers by request (`GET /v1/status`), in order; the last one stays.
@@ -776,6 +776,8 @@ fn without_a_daemon_every_command_says_so() {
         "overrides clear",
         "flows",
         "drops --follow",
+        "events",
+        "events --follow",
         "reload",
     ] {
         let mut command = lb(line);
@@ -798,6 +800,8 @@ fn what_is_no_command_is_exit_status_2() {
         "backend",
         "backend weight web web1",
         "flows --limit many",
+        "events --limit many",
+        "events --kinds --follow",
         "backend drain web web1 --wait long",
         "run --program-log loud",
         "overrides --json clear",
@@ -952,6 +956,150 @@ fn following_ends_in_peace_by_ctrl_c() {
     kill_process(process, Signal::INT).expect("it runs");
     let status = following.wait().expect("it ends");
     assert_eq!(status.code(), Some(0), "{line}");
+}
+
+fn event(number: u64, severity: &str, kind: &str, sentence: &str) -> Event {
+    Event {
+        number,
+        time: format!("2026-01-01T12:00:{number:02}.000Z"),
+        severity: severity.into(),
+        kind: kind.into(),
+        service: Some("web".into()),
+        backend: None,
+        interface: None,
+        sentence: sentence.into(),
+    }
+}
+
+fn events(events: Vec<Event>) -> Events {
+    Events {
+        started: "2026-01-01T12:00:00.000Z".into(),
+        newest: events.last().map_or(0, |event| event.number),
+        lost: 0,
+        events,
+    }
+}
+
+fn three_events() -> Events {
+    events(vec![
+        event(1, "info", "daemon_started", "ready"),
+        event(2, "warning", "backend_down", "web/web1 is down: no answer"),
+        event(3, "alert", "no_backend", "web has no backend left"),
+    ])
+}
+
+#[test]
+fn events_are_told_the_oldest_first() {
+    let table = "
+TIME                      SEVERITY  KIND            EVENT
+2026-01-01T12:00:01.000Z  info      daemon_started  ready
+2026-01-01T12:00:02.000Z  warning   backend_down    web/web1 is down: no answer
+2026-01-01T12:00:03.000Z  alert     no_backend      web has no backend left
+";
+    shows("events", "GET /v1/events?limit=50", three_events(), table);
+    let of_many = Events {
+        newest: 12,
+        lost: 2,
+        ..three_events()
+    };
+    let noted = format!(
+        "{table}\n3 of 10 events; --limit shows more. 2 older events no longer kept; the log has all.\n"
+    );
+    shows("events -n 3", "GET /v1/events?limit=3", of_many, &noted);
+    let nothing = "Nothing has happened yet.\n";
+    shows("events", "GET /v1/events?limit=50", events(vec![]), nothing);
+    let only_counted = Events {
+        newest: 1,
+        ..events(vec![])
+    };
+    let sentence = "0 of 1 events; --limit shows more.\n";
+    shows(
+        "events --limit 0",
+        "GET /v1/events?limit=0",
+        only_counted,
+        sentence,
+    );
+}
+
+#[test]
+fn severities_have_colours_where_a_person_reads() {
+    let daemon = Daemon::that_says([ok("GET /v1/events?limit=50", three_events())]);
+    let plain = shown(&mut daemon.lb("events"));
+    assert!(!plain.contains('\u{1b}'), "{plain:?}");
+    let coloured = shown(&mut daemon.lb("events --color always"));
+    for (severity, colour) in [("warning", 33), ("alert", 31)] {
+        let word = format!("\u{1b}[{colour}m{severity}\u{1b}[0m");
+        assert!(coloured.contains(&word), "{coloured:?}");
+    }
+}
+
+/// A daemon with three events, then one more after two that are gone, then one
+/// of another run, then none.
+fn daemon_with_events_to_follow() -> Daemon {
+    let more = Events {
+        lost: 2,
+        ..events(vec![event(
+            6,
+            "info",
+            "reloaded",
+            "reload: nothing changed",
+        )])
+    };
+    let anew = Events {
+        started: "2026-01-01T13:00:00.000Z".into(),
+        ..events(vec![event(1, "info", "daemon_started", "ready again")])
+    };
+    let after = |number| format!("GET /v1/events?after={number}&limit=1000&wait=30");
+    Daemon::that_says([
+        ok("GET /v1/events?limit=10", three_events()),
+        ok(&after(3), more),
+        ok(&after(6), anew.clone()),
+        ok(&after(0), anew),
+        no(&after(1), "that was all"),
+    ])
+}
+
+#[test]
+fn events_are_followed_as_they_come() {
+    let daemon = daemon_with_events_to_follow();
+    let (status, stdout, stderr) = seen(&mut daemon.lb("events --follow"));
+    assert_eq!(
+        (status, stderr.as_str()),
+        (
+            Some(1),
+            "2 events came and went too fast to be shown; the log has them\nlb: that was all\n"
+        )
+    );
+    assert_eq!(
+        stdout,
+        "\
+2026-01-01T12:00:01.000Z  info     daemon_started        ready
+2026-01-01T12:00:02.000Z  warning  backend_down          web/web1 is down: no answer
+2026-01-01T12:00:03.000Z  alert    no_backend            web has no backend left
+2026-01-01T12:00:06.000Z  info     reloaded              reload: nothing changed
+2026-01-01T12:00:01.000Z  info     daemon_started        ready again
+"
+    );
+    let daemon = daemon_with_events_to_follow();
+    let (_, stdout, _) = seen(&mut daemon.lb("events --follow --json"));
+    let numbers = stdout.lines().map(|line| {
+        let event: Event = serde_json::from_str(line).expect("an event in a line");
+        event.number
+    });
+    assert_eq!(numbers.collect::<Vec<_>>(), [1, 2, 3, 6, 1]);
+}
+
+#[test]
+fn kinds_of_events_are_told_without_a_daemon() {
+    let text = shown(&mut lb("events --kinds"));
+    assert!(text.starts_with("KIND "), "{text}");
+    for words in ["flood_begins ", "below_min_healthy ", "See `lb check`."] {
+        assert!(text.contains(words), "{text}");
+    }
+    let json = shown(&mut lb("events --kinds --json"));
+    let json: Value = serde_json::from_str(&json).expect("a list");
+    let lines = json.as_array().map(Vec::len);
+    assert_eq!(lines, Some(text.lines().count() - 1));
 }
 
 /// A configuration file in a folder of its own.
