@@ -9,4 +9,5 @@ pub mod judge;
 pub mod kernel;
 pub mod netns;
 pub mod network;
+pub mod simulation;
 pub mod world;
