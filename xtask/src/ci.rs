@@ -25,7 +25,7 @@ pub(crate) fn lint() -> Result<()> {
         "--workspace",
         "--all-targets",
         "--features",
-        "tests/bench",
+        "tests/bench,tests/charts",
         "--",
         "-Dwarnings",
     ]))?;

@@ -6,6 +6,7 @@
 
 mod bench;
 mod build;
+mod charts;
 mod ci;
 mod demo;
 mod docs;
@@ -51,6 +52,9 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Draw what each scheduler does with a million connections, and write the
+    /// figures into docs/schedulers.md
+    Charts,
     /// Formatting, lints with warnings denied, and whether the documentation is current
     Lint,
     /// What continuous integration runs: `lint`, then `test`
@@ -74,6 +78,7 @@ fn main() -> ExitCode {
             Err(error) => Err(error),
         },
         Task::Bench { arguments } => bench::run(&arguments),
+        Task::Charts => charts::run(),
         Task::Sanitize => sanitize::run(),
         Task::Lint => ci::lint(),
         Task::Ci => ci::run(),
