@@ -1,5 +1,9 @@
 //! What each scheduler promises, over a million simulated connections.
+//!
+//! The same figures are drawn by `cargo xtask charts`.
 
+use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use lb_userspace::schedule::{self, Scheduler};
@@ -147,5 +151,19 @@ fn the_largest_table_of_hashes_takes_well_under_its_bound() {
         assert_eq!(maglev.sequence(&all).slots.len(), 65_521);
         let spent = start.elapsed();
         assert!(spent < Duration::from_secs(5), "{count}: {spent:?}");
+    }
+}
+
+#[test]
+fn the_documentation_has_every_scheduler_in_its_own_words() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the package lies in the workspace");
+    for file in ["README.md", "docs/schedulers.md"] {
+        let text = fs::read_to_string(root.join(file)).expect("it is there");
+        for scheduler in schedule::ALL {
+            let row = format!("| `{}` | {} |", scheduler.name, scheduler.help);
+            assert!(text.contains(&row), "{file} has no row {row}");
+        }
     }
 }
