@@ -9,7 +9,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::{Address, Be16};
+use crate::{Address, Be16, Word};
 
 /// The version of everything in this module.
 pub const ABI_VERSION: u32 = 3;
@@ -169,7 +169,7 @@ pub struct Affinity {
     pub seen: u32,
 }
 
-/// The two ends of a packet as it arrived: the key of both flow tables.
+/// The two ends of a packet as it arrived.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct FlowKey {
@@ -185,15 +185,15 @@ pub struct FlowKey {
     pub protocol: u32,
 }
 
-/// One direction of a connection: what becomes of a packet with the entry's
+/// One direction of a connection: what becomes of a packet with its
 /// [`FlowKey`].
 ///
-/// Of a translated connection the other direction is another entry, and each
-/// can be rebuilt from the other (see [`crate::flow::twin`]). Where the
-/// balancer sees one direction only (`dsr`, `tunnel`) there is no other entry,
-/// the packet keeps its addresses and ports, and `dst` is where it is taken.
+/// Of a translated connection each direction can be made of the other (see
+/// [`crate::flow::twin`]). Where the balancer sees one direction only (`dsr`,
+/// `tunnel`) the packet keeps its addresses and ports, and `dst` is where it is
+/// taken. It stands in no table: it is read off a [`Connection`].
 #[repr(C, align(8))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Flow {
     /// The source address on the way out.
     pub src: Address,
@@ -213,7 +213,11 @@ pub struct Flow {
     pub ip_delta: u16,
     /// What the change of addresses and ports does to the transport checksum.
     pub transport_delta: u16,
-    /// The part that changes while the connection lives.
+    /// The place of the connection's entry.
+    pub place: u32,
+    /// Always zero.
+    pub zero: u32,
+    /// How the connection stood.
     pub life: Life,
 }
 
@@ -240,9 +244,9 @@ impl Flow {
     }
 }
 
-/// How a connection stands: the part of a [`Flow`] written in place.
+/// How a connection stands, as a packet found it.
 #[repr(C, align(8))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Life {
     /// When a packet was last noted (at most once in [`Settings::refresh_ticks`]),
     /// in kernel ticks, the low 32 bits.
@@ -252,8 +256,137 @@ pub struct Life {
     pub proof: u32,
     /// Bits of [`crate::flow`].
     pub state: u32,
+    /// The version of the connection's entry: see [`Connection::life`].
+    pub version: u32,
+}
+
+/// One connection: an entry of the `CONNECTIONS` table, found by way of the
+/// table of [`tag`]s, where it has the same place.
+///
+/// It is shared by all CPUs and by the controller, which maps the table, and
+/// nobody locks it: see `lb_ebpf::connections` for who writes what when. What
+/// packets of IPv4 need is the first 64 bytes, a line of the cache; IPv6 has the
+/// rest of its addresses behind them. Words that hold two values have the first
+/// in their low half.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct Connection {
+    /// In the low half bits of [`crate::flow`]; in the high half the version,
+    /// which is odd while the entry is written, and another for each connection
+    /// that the entry ever holds.
+    pub life: Word<u64>,
+    /// See [`Life::seen`].
+    pub seen: Word<u32>,
+    /// See [`Life::proof`].
+    pub proof: Word<u32>,
+    /// The backend's number.
+    pub backend: Word<u32>,
+    /// The service's number, and one of [`forward`] with [`connection`]'s marks.
+    pub service: Word<u32>,
+    /// See [`Flow::ip_delta`] and [`Flow::transport_delta`], from the client to
+    /// the backend.
+    pub deltas: Word<u32>,
+    /// The client's port and the service's, as on the wire.
+    pub front_ports: Word<u32>,
+    /// The source port towards the backend and the backend's, as on the wire.
+    pub back_ports: Word<u32>,
+    /// The last four bytes of the addresses of client, service and backend.
+    pub low: [Word<u32>; 3],
     /// Always zero.
-    pub zero: u32,
+    pub spare: [Word<u32>; 3],
+    /// The first twelve bytes of those that are IPv6.
+    pub high: [[Word<u32>; 3]; 3],
+    /// Always zero.
+    pub rest: [Word<u32>; 8],
+}
+
+/// Marks in the high half of [`Connection::service`].
+pub mod connection {
+    /// Which of [`super::forward`].
+    pub const FORWARD: u32 = 0xff;
+    /// The client and the service have IPv4 addresses.
+    pub const CLIENT_V4: u32 = 1 << 8;
+    /// The backend has an IPv4 address.
+    pub const BACKEND_V4: u32 = 1 << 9;
+    /// The protocol is TCP; otherwise it is UDP.
+    pub const TCP: u32 = 1 << 10;
+}
+
+/// A bucket of the `TAGS` table, a line of the cache. The place of a tag is the
+/// bucket's number times [`tag::WAYS`], and its number in the bucket.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct TagBucket(pub [Word<u32>; tag::WAYS as usize]);
+
+/// What a tag says: in the low bits what the connection's place holds, above it
+/// when that began, above that bits of the key's hash.
+pub mod tag {
+    /// How many tags a bucket has; a power of two.
+    pub const WAYS: u32 = 16;
+
+    /// The bits that tell what stands there.
+    pub const CLASS: u32 = 0x7;
+    /// Nothing. A tag of zero is that of a place that was never used.
+    pub const FREE: u32 = 0;
+    /// Something is being written or taken away.
+    pub const BUSY: u32 = 1;
+    /// A connection whose client has proved nothing yet.
+    pub const HALF_OPEN: u32 = 2;
+    /// A connection that has ended.
+    pub const CLOSED: u32 = 3;
+    /// A connection.
+    pub const ESTABLISHED: u32 = 4;
+
+    /// Where the stamp stands: when the class began, in units of
+    /// [`super::Settings::stamp_shift`], modulo [`STAMPS`].
+    pub const STAMP_SHIFT: u32 = 3;
+    /// How many stamps there are.
+    pub const STAMPS: u32 = 32;
+    /// The bits of the hash.
+    pub const HASH: u32 = 0xffff_ff00;
+}
+
+/// A bucket of the `ANSWERS` table, a line of the cache: by which place the
+/// packets from backends find their connection. A word of zero is free; of
+/// another the low half is the place plus one, the high half a hash.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct AnswerBucket(pub [Word<u64>; ANSWER_WAYS as usize]);
+
+/// How many words an [`AnswerBucket`] has; a power of two.
+pub const ANSWER_WAYS: u32 = 8;
+
+/// The `SHARED` table: words that all who have the tables share.
+pub mod shared {
+    /// When a young handshake was last displaced, in kernel ticks, the low 32
+    /// bits; 0 for never.
+    pub const CHURNED: u32 = 0;
+    /// What the hash of the table of connections begins with, as long as the
+    /// tables stand: [`super::Settings::seed`].
+    pub const SEED: u32 = 1;
+    /// For how many connections the tables were made.
+    pub const FLOWS: u32 = 2;
+    /// How many there are.
+    pub const WORDS: u32 = 3;
+}
+
+/// The `PORTS` table: two bits for each port, that say where it is worth while
+/// to look for a connection. A bit too many costs time, a bit too few loses
+/// packets.
+pub mod ports {
+    /// The first of the words, of 64 ports each, for ports that services have.
+    pub const SERVICES: u32 = 0;
+    /// The first of the words for ports that backends have which answer by way
+    /// of the balancer.
+    pub const BACKENDS: u32 = 1024;
+    /// How many words there are.
+    pub const WORDS: u32 = 2048;
+
+    /// The word of this port, behind one of the above, and its bit.
+    #[inline(always)]
+    pub const fn place(first: u32, port: u16) -> (u32, u64) {
+        (first + (port as u32 >> 6), 1 << (port & 63))
+    }
 }
 
 /// What the fragments of one datagram have in common: the key of the
@@ -357,6 +490,13 @@ pub struct Settings {
     pub port_count: u32,
     /// Mixed into the choice of ports, so that outsiders cannot steer it.
     pub seed: u32,
+    /// By how many bits ticks are shifted to make the coarse stamp of a tag
+    /// ([`tag`]): about a quarter of a second.
+    pub stamp_shift: u32,
+    /// How many buckets the `TAGS` table has.
+    pub tag_buckets: u32,
+    /// How many buckets the `ANSWERS` table has.
+    pub answer_buckets: u32,
     /// How many ICMP errors each CPU may send within [`Self::refresh_ticks`].
     pub error_limit: u32,
     /// One if frames come in by members of an interface (a bond), so that the
@@ -382,6 +522,9 @@ impl Settings {
         first_port: 0,
         port_count: 0,
         seed: 0,
+        stamp_shift: 6,
+        tag_buckets: 0,
+        answer_buckets: 0,
         error_limit: u32::MAX,
         members: 0,
         tunnel_v4_bits: 16,
@@ -410,8 +553,11 @@ const _: () = {
     assert!(size_of::<Endpoint>() == 24);
     assert!(size_of::<Party>() == 8);
     assert!(size_of::<Backend>() == 24);
+    assert!(size_of::<Connection>() == 128 && align_of::<Connection>() == 64);
+    assert!(size_of::<TagBucket>() == 64);
+    assert!(size_of::<AnswerBucket>() == 64);
     assert!(size_of::<FlowKey>() == 40);
-    assert!(size_of::<Flow>() == 64);
+    assert!(size_of::<Flow>() == 72);
     assert!(size_of::<Life>() == 16);
     assert!(size_of::<Traffic>() == 40);
     assert!(size_of::<DropKey>() == 16);
@@ -421,5 +567,5 @@ const _: () = {
     assert!(size_of::<FragmentKey>() == 40);
     assert!(size_of::<Fragment>() == 16);
     assert!(size_of::<Tagged>() == 16);
-    assert!(size_of::<Settings>() == 68);
+    assert!(size_of::<Settings>() == 80);
 };

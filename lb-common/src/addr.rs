@@ -18,7 +18,7 @@ const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 
 /// A 16-bit number in network byte order: a port.
 #[repr(transparent)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct Be16(u16);
 
 impl Be16 {
@@ -73,7 +73,7 @@ impl fmt::Debug for Be16 {
 
 /// An IPv4 or IPv6 address in network byte order.
 #[repr(transparent)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct Address([u32; 4]);
 
 impl Address {

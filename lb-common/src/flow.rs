@@ -1,15 +1,15 @@
-//! The pure rules of a connection's two table entries.
+//! The pure rules of a connection's life, and of its two directions.
 //!
-//! A translated connection has a forward entry (client to backend) and a reply
-//! entry (backend to client). Each says what the other one is: the key of the
-//! one is the rewritten tuple of the other, turned round ([`twin`]). So a lost
-//! half can be made again from the half that is left.
+//! A translated connection has a forward direction (client to backend) and a
+//! reply direction (backend to client). Each says what the other one is: the key
+//! of the one is the rewritten tuple of the other, turned round ([`twin`]).
 //!
-//! [`follow`] is the life of a TCP connection as far as a balancer needs it:
+//! [`change`] is the life of a TCP connection as far as a balancer needs it:
 //! whether it has ended, so that a client may use its port again for a new
-//! connection and full-nat may give its port to another.
+//! connection and full-nat may give its port to another. What a state amounts to
+//! for those who look for room is its [`class`].
 
-use crate::abi::{Flow, FlowKey, Life};
+use crate::abi::{Flow, FlowKey, Life, tag};
 use crate::checksum::Delta;
 
 /// The backend has answered ([`Life::proof`] is then meaningful for TCP).
@@ -20,6 +20,11 @@ pub const CLIENT_FIN: u32 = 2;
 pub const BACKEND_FIN: u32 = 4;
 /// Either side has sent RST, and nothing since.
 pub const RESET: u32 = 8;
+/// The client has proved that it hears the backend, or nobody can tell and it
+/// went on.
+pub const ESTABLISHED: u32 = 16;
+/// The backend's packets do not come by here.
+pub const ONE_WAY: u32 = 32;
 
 /// TCP flags (RFC 9293, section 3.1).
 pub mod tcp_flag {
@@ -38,32 +43,50 @@ pub mod tcp_flag {
 /// for data. Guessing a number inside it succeeds once in 65,536.
 const PROOF_WINDOW: u32 = 1 << 16;
 
-/// Whether a connection in this state is over: both sides have sent FIN, or
-/// one RST.
+/// Whether a connection in this state is over: both sides have sent FIN, or one
+/// RST. That of a backend which is not heard is for the controller to conclude,
+/// from the silence of its client.
 #[inline(always)]
 pub const fn ended(state: u32) -> bool {
     const BOTH: u32 = CLIENT_FIN | BACKEND_FIN;
     state & RESET != 0 || state & BOTH == BOTH
 }
 
-/// The state after a segment with these flags, from the client or (`reply`)
-/// from the backend.
+/// Whether a SYN of the client is a new connection: the old one is over, or the
+/// client has ended its half and nobody hears whether the backend has.
+#[inline(always)]
+pub const fn reopens(state: u32) -> bool {
+    ended(state) || state & ONE_WAY != 0 && state & CLIENT_FIN != 0
+}
+
+/// The class of a connection in this state, as its [`tag`] has it.
+#[inline(always)]
+pub const fn class(state: u32) -> u32 {
+    if ended(state) {
+        tag::CLOSED
+    } else if state & ESTABLISHED != 0 {
+        tag::ESTABLISHED
+    } else {
+        tag::HALF_OPEN
+    }
+}
+
+/// What a segment with these flags, from the client or (`reply`) from the
+/// backend, changes about the state: bits that go, and bits that come.
 ///
 /// A RST counts only until something else follows it: receivers ignore a RST
 /// with a wrong sequence number (RFC 5961, section 3), and the connection that
 /// goes on shows that they did.
 #[inline(always)]
-pub const fn follow(state: u32, reply: bool, flags: u8) -> u32 {
+pub const fn change(reply: bool, flags: u8) -> (u32, u32) {
     if flags & tcp_flag::RST != 0 {
-        return state | RESET;
-    }
-    let alive = state & !RESET;
-    if flags & tcp_flag::FIN == 0 {
-        alive
+        (0, RESET)
+    } else if flags & tcp_flag::FIN == 0 {
+        (RESET, 0)
     } else if reply {
-        alive | BACKEND_FIN
+        (RESET, BACKEND_FIN)
     } else {
-        alive | CLIENT_FIN
+        (RESET, CLIENT_FIN)
     }
 }
 

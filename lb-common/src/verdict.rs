@@ -111,7 +111,7 @@ verdicts! {
     21 PortsExhausted "ports_exhausted" Drop
         "No free source port towards this backend for a full-nat connection: more than about 30,000 at once to one address and port. Add backends or use `nat`."
     22 FlowTableFull "flow_table_full" Drop
-        "The flow table refused the entry: raise node.max_flows."
+        "The table of connections has no place for another: all that it could stand in are held by connections that live. Raise node.max_flows."
     23 NoRoute "no_route" Drop
         "The host's routing table forbids the way to the destination (a blackhole, prohibit or unreachable route), or in dsr mode has none to the backend's network: see `ip route get`."
     24 TooBig "too_big" Drop
@@ -150,6 +150,10 @@ verdicts! {
         "An ICMP error about a packet of a flow whose own TTL or hop limit ran out here: a routing loop."
     41 IcmpErrorTooBig "icmp_error_too_big" Drop
         "An ICMP error about a packet of a flow that is larger than the MTU on the way out: make the MTUs equal."
+    42 FlowReset "flow_reset" Transmit
+        "TCP of a flow whose backend is down (on_down = \"reset\") or was drained past its deadline: answered with a RST, so that the sender connects anew."
+    43 FlowGone "flow_gone" Drop
+        "Of a flow whose backend is down, and nothing to be answered (a RST, or a later fragment)."
 }
 
 /// Capacity of the table of verdict counters; a power of two, so that the

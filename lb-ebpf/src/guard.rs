@@ -9,20 +9,29 @@ use lb_common::{Address, Verdict};
 
 use crate::parse::Parsed;
 
-/// Lets a first packet in, or says why not. `flags` are the TCP flags; UDP has none.
+/// Lets a first packet in, or says why not. `flags` are the TCP flags; UDP has
+/// none. `late` says that the first packet may have been forgotten, so that a
+/// connection may begin with another.
 #[inline(always)]
-pub fn admit(parsed: &Parsed, flags: u8) -> Result<(), Verdict> {
+pub fn admit(parsed: &Parsed, flags: u8, late: bool) -> Result<(), Verdict> {
     if !may_send(&parsed.key.src) {
         Err(Verdict::BadSource)
     } else if parsed.key.protocol != u32::from(TCP) {
         Ok(())
     } else if contradictory(flags) {
         Err(Verdict::BadFlags)
-    } else if !opens(flags) {
-        Err(Verdict::NoFlow)
-    } else {
+    } else if opens(flags) || late && goes_on(flags) {
         Ok(())
+    } else {
+        Err(Verdict::NoFlow)
     }
+}
+
+/// The flags of a segment in the middle of a connection.
+#[inline(always)]
+const fn goes_on(flags: u8) -> bool {
+    use tcp_flag::{ACK, RST, SYN};
+    flags & (SYN | ACK | RST) == ACK
 }
 
 /// Whether the address can be a sender's (RFC 1122, section 3.2.1.3; RFC 4291,

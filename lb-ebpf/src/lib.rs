@@ -11,16 +11,16 @@
 //! 1. [`parse`]: tags, addresses, ports and lengths, or `Pass` when it cannot be
 //!    ours.
 //! 2. [`fragments`]: a fragment that has no ports gets those of the first one.
-//! 3. [`steer`]: the flow it belongs to. A known flow costs one look-up. A new
-//!    one passes the [`guard`], takes the next slot of the service's sequence
-//!    and is entered into the tables.
+//! 3. [`steer`]: the flow it belongs to. A known flow costs one look-up in the
+//!    table of [`connections`]. A new one passes the [`guard`], is given a backend
+//!    by the service's [`schedule`] and enters the table.
 //! 4. [`route`]: the way out, as the host's own routing table has it.
 //! 5. [`rewrite`]: addresses, ports, checksums, TTL, the outer header, tags and
 //!    link addresses, as the way of forwarding has it.
 //!
 //! [`icmp`] has a way of its own through the last two: it answers pings, carries
 //! errors about flows to the end that they concern, and tells a sender why its
-//! packet went no further.
+//! packet went no further. [`reset`] ends connections whose backend is gone.
 //!
 //! Nothing is written to the packet before the way out is known, so that a
 //! packet which is passed to the host or dropped is as it came. What one step
@@ -28,23 +28,27 @@
 
 #![no_std]
 
+pub mod connections;
 pub mod decap;
 pub mod fragments;
 pub mod guard;
 pub mod icmp;
 pub mod packet;
 pub mod parse;
+pub mod reset;
 pub mod rewrite;
 pub mod room;
 pub mod route;
+pub mod schedule;
 pub mod steer;
 pub mod tables;
 
 use lb_common::Verdict;
 
+pub use connections::{Memory, Shape};
 pub use packet::{Packet, Wire};
 pub use room::{Draft, Room};
-pub use tables::{Hop, LinkAddress, RouteQuery, Stage, Tables};
+pub use tables::{Displaced, Hop, LinkAddress, RouteQuery, Tables};
 
 use crate::parse::Part;
 use crate::steer::Attribution;
@@ -57,6 +61,7 @@ pub fn process(packet: &mut impl Packet, tables: &impl Tables, room: &mut Room) 
     room.whose = Attribution::NOBODY;
     let verdict = match pipeline(packet, tables, room) {
         Err(why @ (Verdict::TtlExpired | Verdict::TooBig)) => icmp::tell(packet, tables, room, why),
+        Err(Verdict::FlowReset) => reset::answer(packet, room),
         Ok(verdict) | Err(verdict) => verdict,
     };
     tables.count(verdict, &room.whose, length);

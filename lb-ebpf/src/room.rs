@@ -8,7 +8,9 @@
 use lb_common::abi::{Flow, FlowKey};
 use lb_common::checksum::Sum;
 
+use crate::connections::Search;
 use crate::parse::Parsed;
+use crate::schedule::Least;
 use crate::steer::Attribution;
 use crate::tables::{Hop, RouteQuery};
 
@@ -29,6 +31,8 @@ pub struct Room {
     pub way: Way,
     /// The largest segment that a SYN may announce from here on; 0 is any.
     pub max_mss: u32,
+    /// Not zero where a flow has made way for one that this packet begins.
+    pub anew: u32,
     /// A connection that begins.
     pub draft: Draft,
     /// The packet that an ICMP error is about.
@@ -57,12 +61,49 @@ pub struct Way {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Draft {
-    /// The half from the client to the backend.
+    /// What becomes of the client's packets.
     pub forward: Flow,
-    /// The half from the backend to the client.
-    pub reply: Flow,
-    /// The key of the latter.
+    /// The key of the backend's packets.
     pub reply_key: FlowKey,
+    /// The search for a backend.
+    pub least: Least,
+    /// The search for a place in the table.
+    pub search: Search,
+    /// The search for a source port.
+    pub ports: Ports,
+}
+
+/// The search for a source port, or for the one that nat leaves.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Ports {
+    /// Where the probes began.
+    pub start: u32,
+    /// How many there were.
+    pub probes: u32,
+    /// One of [`found`].
+    pub found: u32,
+    /// The port, in host order.
+    pub port: u32,
+    /// The place of the connection that has it, unless it is free.
+    pub holder: u32,
+    /// Its version.
+    pub version: u32,
+    /// For how long it has been silent, in sixteenths of a stamp, and one; 0 if
+    /// there is none.
+    pub waited: u32,
+}
+
+/// What a search for a port has found.
+pub mod found {
+    /// None.
+    pub const NOTHING: u32 = 0;
+    /// One that nobody has.
+    pub const FREE: u32 = 1;
+    /// One that a connection has which is over.
+    pub const OVER: u32 = 2;
+    /// One that a connection has which waits for its client.
+    pub const HALF_OPEN: u32 = 3;
 }
 
 /// How far a walk through bytes has come. It stands here, and each step is a

@@ -1,51 +1,58 @@
 //! Which flow a packet belongs to, and where a new flow goes.
 //!
 //! ```text
-//! established flow? ── yes ─> follow its life, go on
+//! has a service the port it is to?      ── yes ─> connection of a client?  ── yes ─> follow its life, go on
+//! has a backend the port it is from?    ── yes ─> connection of a backend? ── yes ─> follow its life, go on
+//!        │ neither: pass
+//! destination is a service? ── yes ─> guard, backend, place in the table, source port, publish
 //!        │ no
-//! destination is a service? ── yes ─> unfinished flow? ── yes ─> follow, promote on proof
-//!        │ no                               │ no
-//! source is a backend?                 guard, next slot of the sequence, enter both halves
-//!        │ no        └ yes ─> unfinished flow? ── yes ─> note the answer
-//!      pass                          └ no: pass, or drop what only an ended flow explains
+//! source is a backend? ── yes ─> drop what only an ended flow explains, pass the rest
+//!        │ no
+//!      pass
 //! ```
 //!
-//! A connection begins in the small table of unfinished flows, both halves or
-//! neither, and moves to the large one when the client proves that it heard
-//! the backend: for TCP by acknowledging the backend's SYN-ACK, for UDP by
-//! sending again after an answer. So a spoofed source never reaches the large
-//! table.
+//! A connection is half-open until the client proves that it heard the backend:
+//! for TCP by acknowledging the backend's SYN-ACK, for UDP by sending again after
+//! an answer. Where the balancer sees only the packets from the client (`dsr`,
+//! `tunnel`) there is no answer to wait for: the client's first acknowledgement,
+//! or its second datagram, is taken for it. What that is good for is told in
+//! [`crate::connections`]: an established connection is displaced by nobody.
 //!
-//! A known flow costs one look-up. Once a second it costs two more: its entry
-//! is stamped, and its other half too, which is made again if it was lost.
-//!
-//! Where the balancer sees only the packets from the client (`dsr`, `tunnel`)
-//! there is one entry and no answer to wait for: the flow is established by the
-//! client's first acknowledgement, or its second datagram.
+//! A known flow costs one look-up, and one in the small array of backends: one
+//! that is gone may want its flows ended, or moved. Once a second a flow's entry
+//! is stamped.
 //!
 //! What is not needed for a packet of a known flow stands in functions of its
 //! own (`inline(never)`): the known path stays short.
 
-use lb_common::abi::backend::USED;
-use lb_common::abi::{Flow, FlowKey, Life, NOBODY, Party, Settings, TCP, forward, role};
+use lb_common::abi::backend::{REHASH, RESET as GONE, USED};
+use lb_common::abi::{Flow, FlowKey, Life, NOBODY, Party, TCP, forward, ports, role, tag};
 use lb_common::flow::{
-    ANSWERED, BACKEND_FIN, CLIENT_FIN, deltas, ended, follow, opens, proves, tcp_flag, twin,
-    twin_key,
+    ANSWERED, ESTABLISHED, ONE_WAY, RESET, change, deltas, ended, opens, proves, reopens, tcp_flag,
 };
 use lb_common::{Address, Be16, Verdict};
 
+use crate::connections::{self, NOWHERE};
 use crate::guard;
 use crate::packet::{Packet, Tcp};
 use crate::parse::{Parsed, Part};
-use crate::room::{Draft, Room};
-use crate::tables::{Stage, Tables, endpoint, is_service_address};
+use crate::room::{Draft, Room, found};
+use crate::schedule;
+use crate::tables::{Displaced, Tables, endpoint, is_service_address};
 
 /// How many ports full-nat tries before it gives up. With half of the ports
 /// taken, one connection in 65,536 would find none.
 const PORT_PROBES: u32 = 16;
 
+/// How often a port is looked for that is taken by another at the same moment.
+const ROUNDS: u32 = 2;
+
 /// How long Linux keeps a connection in TIME-WAIT.
 const TIME_WAIT_SECONDS: u32 = 60;
+
+/// A handshake that was displaced within so many stamps of its beginning
+/// (about three seconds) may have been an honest client's.
+const YOUNG: u32 = 12;
 
 /// Whom a packet is counted for. Whole words, like the tables' keys.
 #[repr(align(8))]
@@ -108,34 +115,17 @@ impl Segment {
         Ok(segment)
     }
 
-    #[inline(always)]
-    const fn state_after(&self, flow: &Flow) -> u32 {
-        follow(flow.life.state, flow.is_reply(), self.flags)
-    }
-
     /// Whether this asks for a new connection where the old one has ended: a
     /// client that uses its port again.
     #[inline(always)]
     const fn reopens(&self, flow: &Flow) -> bool {
-        !flow.is_reply() && over(flow) && opens(self.flags)
+        !flow.is_reply() && reopens(flow.life.state) && opens(self.flags)
     }
 
     #[inline(always)]
     const fn is_syn(&self) -> bool {
         self.flags & tcp_flag::SYN != 0
     }
-}
-
-/// Whether the connection is over, as far as is seen of it: of one whose
-/// backend is not heard, the client's end is all there is.
-#[inline(always)]
-const fn over(flow: &Flow) -> bool {
-    let state = flow.life.state;
-    ended(if flow.one_way() && state & CLIENT_FIN != 0 {
-        state | BACKEND_FIN
-    } else {
-        state
-    })
 }
 
 /// Finds the packet's flow, or begins one.
@@ -146,26 +136,98 @@ pub fn steer(
     room: &mut Room,
 ) -> Result<(), Verdict> {
     room.max_mss = 0;
-    let key = &room.parsed.key;
-    if let Some(flow) = tables.flow(Stage::Established, key) {
-        room.whose.flow(flow);
-        room.parsed.sound(packet.length())?;
-        let segment = Segment::of(packet, &room.parsed)?;
-        if !segment.reopens(flow) {
-            live_on(tables, Stage::Established, key, flow, &segment);
-            if segment.is_syn() {
-                room.max_mss = largest_segment(tables, key, flow);
+    room.anew = 0;
+    match find(tables, &room.parsed.key, &mut room.flow) {
+        Found::Flow => {
+            room.whose.flow(&room.flow);
+            room.parsed.sound(packet.length())?;
+            let segment = Segment::of(packet, &room.parsed)?;
+            let marks = marks(tables, room);
+            if !segment.reopens(&room.flow) && marks == 0 {
+                live_on(tables, &room.parsed.key, &room.flow, &segment);
+                if segment.is_syn() {
+                    room.max_mss = largest_segment(tables, &room.parsed.key, &room.flow);
+                }
+                return Ok(());
             }
-            room.flow = *flow;
-            return Ok(());
+            part(tables, room, &segment, marks)?;
         }
-        forget_both(tables, Stage::Established, key, flow);
-        room.whose = Attribution::NOBODY;
+        Found::Nothing => {}
+        Found::Stranger => return Err(Verdict::NoService),
     }
     unfamiliar(packet, tables, room)
 }
 
-/// A packet of no established flow.
+/// What is known of a packet.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Found {
+    /// Its ports are of no service and of no backend.
+    Stranger,
+    /// It is of no connection.
+    Nothing,
+    /// It is of a connection.
+    Flow,
+}
+
+/// Looks for the packet's connection. Not inlined: what it found is all that the
+/// verifier is to remember of the search.
+#[inline(never)]
+fn find(tables: &impl Tables, key: &FlowKey, flow: &mut Flow) -> Found {
+    let may_ask = tables.port(ports::SERVICES, key.dst_port);
+    if may_ask && connections::of_client(tables, key, flow) {
+        return Found::Flow;
+    }
+    let may_answer = tables.port(ports::BACKENDS, key.src_port);
+    if may_answer && connections::of_backend(tables, key, flow) {
+        return Found::Flow;
+    }
+    if may_ask || may_answer {
+        Found::Nothing
+    } else {
+        Found::Stranger
+    }
+}
+
+/// What the flow's backend has for marks that concern this packet: that TCP is
+/// to be reset, or that a client's packet goes to another backend.
+#[inline(always)]
+fn marks(tables: &impl Tables, room: &Room) -> u8 {
+    let marks = match tables.backend(room.flow.backend) {
+        Some(backend) => backend.flags & (GONE | REHASH),
+        None => 0,
+    };
+    if marks & GONE != 0 && room.parsed.key.protocol == u32::from(TCP) {
+        GONE
+    } else if room.flow.is_reply() {
+        0
+    } else {
+        marks
+    }
+}
+
+/// Lets a packet part from its flow: it is answered with a RST, or the flow makes
+/// way for one that it begins.
+#[inline(never)]
+fn part(
+    tables: &impl Tables,
+    room: &mut Room,
+    segment: &Segment,
+    marks: u8,
+) -> Result<(), Verdict> {
+    let tcp = room.parsed.key.protocol == u32::from(TCP);
+    let begins = !room.flow.is_reply() && opens(segment.flags);
+    if marks & GONE != 0 && tcp && !begins {
+        connections::advance(tables, &room.flow, 0, RESET, stamp(tables));
+        return Err(Verdict::FlowReset);
+    }
+    connections::remove(tables, room.flow.place, room.flow.life.version);
+    room.whose = Attribution::NOBODY;
+    room.anew = 1;
+    Ok(())
+}
+
+/// A packet of no known flow.
 #[inline(never)]
 fn unfamiliar(
     packet: &mut impl Packet,
@@ -179,12 +241,12 @@ fn unfamiliar(
     }
     let from = tables.party(&endpoint(key.src, key.src_port, key.protocol as u16));
     if from.is_some_and(|party| party.roles & role::BACKEND != 0) {
-        return from_backend(packet, tables, room);
+        return Err(unexpected(tables, &room.parsed));
     }
     Err(Verdict::NoService)
 }
 
-/// A packet to a service that is of no established flow.
+/// A packet to a service that is of no known flow.
 #[inline(always)]
 fn from_client(
     packet: &mut impl Packet,
@@ -194,12 +256,12 @@ fn from_client(
 ) -> Result<(), Verdict> {
     let Room {
         parsed,
-        flow: found,
+        flow,
         whose,
         draft,
+        anew,
         ..
     } = room;
-    let key = &parsed.key;
     *whose = Attribution {
         service: service.service,
         ..Attribution::NOBODY
@@ -209,30 +271,13 @@ fn from_client(
     if segment.is_syn() {
         room.max_mss = u32::from(service.max_mss);
     }
-    if let Some(flow) = tables.flow(Stage::Unfinished, key) {
-        if !segment.reopens(flow) {
-            whose.flow(flow);
-            let moved = if proved(key, flow, &segment) {
-                promote(tables, key, flow)
-            } else {
-                None
-            };
-            let (stage, flow) = match moved {
-                Some(moved) => (Stage::Established, moved),
-                None => (Stage::Unfinished, flow),
-            };
-            live_on(tables, stage, key, flow, &segment);
-            *found = *flow;
-            return Ok(());
-        }
-        forget_both(tables, Stage::Unfinished, key, flow);
-    }
     if parsed.part == Part::Later {
         return Err(Verdict::NoFlow);
     }
-    guard::admit(parsed, segment.flags)?;
-    begin(tables, key, service, draft, whose)?;
-    *found = draft.forward;
+    let late = *anew != 0 || schedule::may_be_late(tables, service.forward);
+    guard::admit(parsed, segment.flags, late)?;
+    begin(tables, &parsed.key, service, draft, whose)?;
+    *flow = draft.forward;
     Ok(())
 }
 
@@ -263,44 +308,6 @@ fn proved(key: &FlowKey, flow: &Flow, segment: &Segment) -> bool {
     }
 }
 
-/// A packet from a backend that is of no established flow.
-#[inline(always)]
-fn from_backend(
-    packet: &mut impl Packet,
-    tables: &impl Tables,
-    room: &mut Room,
-) -> Result<(), Verdict> {
-    let parsed = &room.parsed;
-    let key = &parsed.key;
-    let Some(flow) = tables.flow(Stage::Unfinished, key) else {
-        return Err(unexpected(tables, parsed));
-    };
-    room.whose.flow(flow);
-    parsed.sound(packet.length())?;
-    let segment = Segment::of(packet, parsed)?;
-    let state = segment.state_after(flow) | ANSWERED;
-    if segment.is_syn() {
-        room.max_mss = largest_segment(tables, key, flow);
-    }
-    if segment.is_syn() || state != flow.life.state {
-        let proof = if segment.is_syn() {
-            segment.sequence.wrapping_add(1)
-        } else {
-            flow.life.proof
-        };
-        let life = Life {
-            seen: tables.now(),
-            proof,
-            state,
-            zero: 0,
-        };
-        tables.note(Stage::Unfinished, key, &life);
-        tables.note(Stage::Unfinished, &twin_key(key, flow), &life);
-    }
-    room.flow = *flow;
-    Ok(())
-}
-
 /// A backend's packet that no flow explains: to a port that full-nat gives
 /// out on an address where services listen, it is late and must not reach the
 /// host's stack, whose RST would end a connection; all else is the host's.
@@ -319,101 +326,36 @@ fn unexpected(tables: &impl Tables, parsed: &Parsed) -> Verdict {
 /// Takes note of a packet of a flow that exists: of a change of its state at
 /// once, of the mere passing of time once a second.
 #[inline(always)]
-fn live_on(tables: &impl Tables, stage: Stage, key: &FlowKey, flow: &Flow, segment: &Segment) {
-    let state = segment.state_after(flow);
-    let now = tables.now();
-    let stale = now.wrapping_sub(flow.life.seen) >= tables.settings().refresh_ticks;
-    if state == flow.life.state && !stale {
-        return;
-    }
-    write_life(
-        tables,
-        stage,
-        key,
-        flow,
-        Life {
-            seen: now,
-            state,
-            ..flow.life
-        },
-    );
-}
-
-/// Writes how a flow stands into both halves, and makes a lost half again.
-#[inline(never)]
-fn write_life(tables: &impl Tables, stage: Stage, key: &FlowKey, flow: &Flow, mut life: Life) {
-    if flow.one_way() {
-        tables.note(stage, key, &life);
-        return;
-    }
-    let other = twin_key(key, flow);
-    match tables.flow(stage, &other) {
-        Some(half) => {
-            // The other side's packets may have been noted on another CPU since
-            // `flow` was read; what they said for good stays said.
-            life.state |= half.life.state & (ANSWERED | CLIENT_FIN | BACKEND_FIN);
-            if half.life.state & ANSWERED != 0 {
-                life.proof = half.life.proof;
+fn live_on(tables: &impl Tables, key: &FlowKey, flow: &Flow, segment: &Segment) {
+    let (off, mut on) = change(flow.is_reply(), segment.flags);
+    let state = flow.life.state;
+    if state & ESTABLISHED == 0 {
+        if flow.is_reply() {
+            on |= ANSWERED;
+            if segment.is_syn() {
+                connections::expect(tables, flow.place, segment.sequence.wrapping_add(1));
             }
-            tables.note(stage, &other, &life);
-        }
-        None => {
-            let half = Flow {
-                life,
-                ..twin(key, flow)
-            };
-            tables.claim(stage, &other, &half);
+        } else if proved(key, flow, segment) {
+            on |= ESTABLISHED;
         }
     }
-    tables.note(stage, key, &life);
-}
-
-/// Moves both halves to the large table; on failure neither moves. The packet
-/// goes on with the flow as it stands there: the place that it left may be
-/// another's at once.
-#[inline(never)]
-fn promote<'a>(tables: &'a impl Tables, key: &FlowKey, flow: &Flow) -> Option<&'a Flow> {
-    if flow.one_way() {
-        if !tables.keep(Stage::Established, key, flow) {
-            return None;
-        }
-        tables.forget(Stage::Unfinished, key);
-        return tables.flow(Stage::Established, key);
+    let now = tables.now();
+    if now.wrapping_sub(flow.life.seen) >= tables.settings().refresh_ticks {
+        connections::touch(tables, flow.place, now);
     }
-    let other = twin_key(key, flow);
-    if !tables.keep(Stage::Established, &other, &twin(key, flow)) {
-        return None;
-    }
-    if !tables.keep(Stage::Established, key, flow) {
-        tables.forget(Stage::Established, &other);
-        return None;
-    }
-    tables.forget(Stage::Unfinished, key);
-    tables.forget(Stage::Unfinished, &other);
-    tables.flow(Stage::Established, key)
-}
-
-#[inline(never)]
-fn forget_both(tables: &impl Tables, stage: Stage, key: &FlowKey, flow: &Flow) {
-    // Read before the entry is given up: its place may be another's at once.
-    let other = (!flow.one_way()).then(|| twin_key(key, flow));
-    tables.forget(stage, key);
-    if let Some(other) = other {
-        tables.forget(stage, &other);
+    if state & !off | on != state {
+        connections::advance(tables, flow, off, on, stamp(tables));
     }
 }
 
-/// How many ticks after its last packet a connection gives its key up.
-#[derive(Clone, Copy)]
-struct Patience {
-    /// One that has ended.
-    ended: u32,
-    /// One that has not, but has fallen silent.
-    idle: u32,
+/// The coarse time in tags.
+#[inline(always)]
+fn stamp(tables: &impl Tables) -> u32 {
+    tables.now() >> (tables.settings().stamp_shift & 31)
 }
 
-/// Begins a connection: the next backend in turn, a source for full-nat, and
-/// both halves into the small table.
+/// Begins a connection: a backend, a place in the table, and where answers come
+/// by here, a key for them.
 #[inline(never)]
 fn begin(
     tables: &impl Tables,
@@ -422,9 +364,8 @@ fn begin(
     draft: &mut Draft,
     whose: &mut Attribution,
 ) -> Result<(), Verdict> {
-    let number = tables
-        .next_backend(service.service)
-        .ok_or(Verdict::NoBackend)?;
+    let one_way = forward::one_way(service.forward);
+    let number = schedule::choose(tables, key, service.service, one_way, draft)?;
     whose.backend = number;
     let backend = tables
         .backend(number)
@@ -434,45 +375,54 @@ fn begin(
     flow.src = key.src;
     flow.src_port = key.src_port;
     flow.dst = backend.address;
-    flow.dst_port = backend.port;
+    flow.dst_port = if one_way { key.dst_port } else { backend.port };
     flow.backend = number;
     flow.service = service.service as u16;
     flow.kind = u16::from(service.forward);
+    flow.ip_delta = 0;
+    flow.transport_delta = 0;
     flow.life = Life {
         seen: tables.now(),
         proof: 0,
-        state: 0,
-        zero: 0,
+        state: if one_way { ONE_WAY } else { 0 },
+        version: 0,
     };
-    let settings = tables.settings();
-    if forward::one_way(service.forward) {
-        flow.dst_port = key.dst_port;
-        flow.ip_delta = 0;
-        flow.transport_delta = 0;
-        return if tables.keep(Stage::Unfinished, key, flow) {
-            whose.new_flow = true;
-            Ok(())
-        } else {
-            Err(Verdict::FlowTableFull)
-        };
-    }
     if service.forward == forward::FULL_NAT {
         flow.src = key.dst;
-        claim_port(tables, &settings, key, draft)?;
-    } else {
-        let patience = Patience {
-            ended: settings.refresh_ticks,
-            idle: settings.idle_ticks,
-        };
-        if !claim_reply(tables, key, draft, patience) {
-            return Err(Verdict::TupleTaken);
-        }
     }
-    if !tables.keep(Stage::Unfinished, key, &draft.forward) {
-        tables.forget(Stage::Unfinished, &draft.reply_key);
+    take_place(tables, key, draft)?;
+    let claimed = match service.forward {
+        forward::FULL_NAT => claim_port(tables, key, draft),
+        forward::NAT => claim_tuple(tables, key, draft),
+        _ => Ok(()),
+    };
+    if claimed.is_err() {
+        connections::abandon(tables, draft.forward.place);
+        return claimed;
+    }
+    let state = draft.forward.life.state;
+    connections::publish(tables, draft.forward.place, stamp(tables), state);
+    whose.new_flow = true;
+    Ok(())
+}
+
+/// Takes a place in the table, and writes the connection there.
+#[inline(always)]
+fn take_place(tables: &impl Tables, key: &FlowKey, draft: &mut Draft) -> Result<(), Verdict> {
+    if !connections::take(tables, key, stamp(tables), &mut draft.search) {
         return Err(Verdict::FlowTableFull);
     }
-    whose.new_flow = true;
+    let seat = &draft.search.seat;
+    if seat.displaced == tag::CLOSED {
+        tables.displace(Displaced::Ended);
+    } else if seat.displaced == tag::HALF_OPEN {
+        tables.displace(Displaced::Handshake);
+        if seat.age < YOUNG {
+            tables.churn();
+        }
+    }
+    draft.forward.place = seat.place;
+    connections::write(tables, draft.forward.place, key, &draft.forward);
     Ok(())
 }
 
@@ -484,35 +434,51 @@ fn begin(
 /// a backend that still has the old connection in TIME-WAIT then sees the
 /// sequence numbers and timestamps it expects (RFC 6191). For the same reason
 /// the first half of the probes leaves alone what ended within TIME-WAIT.
+///
+/// If all are taken, the one among them that has been half-open for longest gives
+/// its port up: a flood of forged clients cannot hold the ports.
+///
+/// Looking and taking are apart, and looking is what is repeated: the verifier
+/// goes through every repetition.
 #[inline(always)]
-fn claim_port(
-    tables: &impl Tables,
-    settings: &Settings,
-    key: &FlowKey,
-    draft: &mut Draft,
-) -> Result<(), Verdict> {
-    let start = scatter(&key.src, both_ports(key), settings.seed);
-    let mut probe = 0;
-    while probe < PORT_PROBES {
-        // An odd stride visits different places; the high bits choose the port.
-        let place = start.wrapping_add(probe.wrapping_mul(0x9e37_79b9));
-        let offset = (u64::from(place) * u64::from(settings.port_count)) >> 32;
-        draft.forward.src_port = Be16::new((settings.first_port + offset as u32) as u16);
-        let seconds = if probe < PORT_PROBES / 2 {
-            TIME_WAIT_SECONDS
-        } else {
-            1
-        };
-        let patience = Patience {
-            ended: seconds * settings.refresh_ticks,
-            idle: settings.idle_ticks,
-        };
-        if !listened(tables, key, draft) && claim_reply(tables, key, draft, patience) {
+fn claim_port(tables: &impl Tables, key: &FlowKey, draft: &mut Draft) -> Result<(), Verdict> {
+    draft.ports.start = scatter(&key.src, both_ports(key), tables.settings().seed);
+    draft.ports.probes = 0;
+    let mut rounds = 0;
+    while rounds < ROUNDS {
+        draft.ports.found = found::NOTHING;
+        draft.ports.waited = 0;
+        let mut probes = 0;
+        while probes < PORT_PROBES && !probe(tables, key, draft) {
+            probes += 1;
+        }
+        if draft.ports.found == found::NOTHING {
+            break;
+        }
+        if settle(tables, key, draft) {
             return Ok(());
         }
-        probe += 1;
+        rounds += 1;
     }
     Err(Verdict::PortsExhausted)
+}
+
+/// Looks at one port; whether it is as good as any.
+#[inline(never)]
+fn probe(tables: &impl Tables, key: &FlowKey, draft: &mut Draft) -> bool {
+    let settings = tables.settings();
+    let probes = draft.ports.probes;
+    draft.ports.probes = probes.wrapping_add(1);
+    // An odd stride visits different places; the high bits choose the port.
+    let place = (draft.ports.start).wrapping_add(probes.wrapping_mul(0x9e37_79b9));
+    let offset = (u64::from(place) * u64::from(settings.port_count)) >> 32;
+    draft.forward.src_port = Be16::new((settings.first_port + offset as u32) as u16);
+    let seconds = if probes < PORT_PROBES / 2 {
+        TIME_WAIT_SECONDS
+    } else {
+        1
+    };
+    !listened(tables, key, draft) && look(tables, key, draft, seconds * settings.refresh_ticks)
 }
 
 /// Whether a service of the address listens on the port itself: then answers
@@ -527,74 +493,92 @@ fn listened(tables: &impl Tables, key: &FlowKey, draft: &Draft) -> bool {
     tables.party(&source).is_some()
 }
 
-/// Takes the reply half's key for this connection, by entering it: whoever
-/// enters first has it, so no lock is needed. A connection that is over gives
-/// its key up.
+/// Takes the one key that the answers to a client have in nat mode.
 #[inline(always)]
-fn claim_reply(tables: &impl Tables, key: &FlowKey, draft: &mut Draft, patience: Patience) -> bool {
-    draft.reply_key = twin_key(key, &draft.forward);
-    if !vacate(tables, key, &draft.reply_key, patience) {
-        return false;
+fn claim_tuple(tables: &impl Tables, key: &FlowKey, draft: &mut Draft) -> Result<(), Verdict> {
+    draft.ports.found = found::NOTHING;
+    draft.ports.waited = 0;
+    look(tables, key, draft, tables.settings().refresh_ticks);
+    let over = draft.ports.found == found::FREE || draft.ports.found == found::OVER;
+    if over && settle(tables, key, draft) {
+        Ok(())
+    } else {
+        Err(Verdict::TupleTaken)
     }
-    complete(key, draft);
-    if !tables.claim(Stage::Unfinished, &draft.reply_key, &draft.reply) {
-        // Ours all the same if it is left over from an earlier attempt of this client.
-        return tables
-            .flow(Stage::Unfinished, &draft.reply_key)
-            .is_some_and(|taken| leads_to(taken, key))
-            && tables.keep(Stage::Unfinished, &draft.reply_key, &draft.reply);
-    }
-    // Only now is it certain that nobody moves the same key to the large
-    // table: they enter it there before they leave it here.
-    if tables.flow(Stage::Established, &draft.reply_key).is_some() {
-        tables.forget(Stage::Unfinished, &draft.reply_key);
-        return false;
-    }
-    true
 }
 
-/// Computes what follows from the forward half's addresses and ports. Not
-/// inlined, or the compiler would keep its parts on the stack between probes.
+/// Looks at who has the key of the answers that the draft would get with its
+/// source port, and remembers it if that is the best so far; whether it is free
+/// for the taking. A connection gives it up that has fallen silent, or that ended
+/// so many ticks ago.
 #[inline(never)]
-fn complete(key: &FlowKey, draft: &mut Draft) {
+fn look(tables: &impl Tables, key: &FlowKey, draft: &mut Draft, rest: u32) -> bool {
+    name_answers(key, draft);
+    let Draft {
+        forward,
+        reply_key,
+        ports,
+        ..
+    } = draft;
+    let holder = connections::occupant(tables, reply_key);
+    if holder == NOWHERE {
+        ports.found = found::FREE;
+        ports.port = u32::from(forward.src_port.get());
+        return true;
+    }
+    let Some(entry) = tables.connection(holder) else {
+        return false;
+    };
+    let (state, version) = connections::stands(entry);
+    let silent = tables.now().wrapping_sub(entry.seen.load());
+    let over = ended(state) && silent >= rest || silent >= tables.settings().idle_ticks;
+    let half_open = state & ESTABLISHED == 0 && !ended(state);
+    let waited = (silent >> (tables.settings().stamp_shift.saturating_sub(4) & 31)).wrapping_add(1);
+    if over || half_open && waited > ports.waited {
+        ports.found = if over { found::OVER } else { found::HALF_OPEN };
+        ports.port = u32::from(forward.src_port.get());
+        ports.holder = holder;
+        ports.version = version;
+        ports.waited = waited;
+    }
+    over
+}
+
+/// Takes what was found, from whoever has it.
+#[inline(never)]
+fn settle(tables: &impl Tables, key: &FlowKey, draft: &mut Draft) -> bool {
+    if draft.ports.found != found::FREE {
+        if !connections::remove(tables, draft.ports.holder, draft.ports.version) {
+            return false;
+        }
+        if draft.ports.found == found::HALF_OPEN {
+            tables.displace(Displaced::Port);
+        }
+    }
+    draft.forward.src_port = Be16::new(draft.ports.port as u16);
+    name_answers(key, draft);
     let (ip, transport) = deltas(key, &draft.forward);
     draft.forward.ip_delta = ip.0;
     draft.forward.transport_delta = transport.0;
-    draft.reply = twin(key, &draft.forward);
+    let Draft {
+        forward, reply_key, ..
+    } = draft;
+    connections::claim(tables, reply_key, forward.place, forward)
 }
 
-/// Whether a reply half belongs to the connection with this forward key: it
-/// turns answers into packets from the key's destination to its source.
+/// The key of the answers, field by field: put together on the stack first, its
+/// address would be left in the register of the result, which the verifier
+/// refuses.
 #[inline(always)]
-fn leads_to(reply: &Flow, key: &FlowKey) -> bool {
-    reply.src == key.dst
-        && reply.dst == key.src
-        && reply.src_port == key.dst_port
-        && reply.dst_port == key.src_port
-}
-
-/// Whether the reply key is free among the established flows, after taking it
-/// from a connection that is over.
-#[inline(always)]
-fn vacate(tables: &impl Tables, key: &FlowKey, reply: &FlowKey, patience: Patience) -> bool {
-    let Some(flow) = tables.flow(Stage::Established, reply) else {
-        return true;
-    };
-    let silent = tables.now().wrapping_sub(flow.life.seen);
-    let over = ended(flow.life.state) && silent >= patience.ended;
-    if !over && silent < patience.idle && !leads_to(flow, key) {
-        return false;
-    }
-    let holder = twin_key(reply, flow);
-    tables.forget(Stage::Established, reply);
-    // The holder may have begun another connection since, with another port.
-    if tables
-        .flow(Stage::Established, &holder)
-        .is_some_and(|flow| leads_to(flow, reply))
-    {
-        tables.forget(Stage::Established, &holder);
-    }
-    true
+fn name_answers(key: &FlowKey, draft: &mut Draft) {
+    let Draft {
+        forward, reply_key, ..
+    } = draft;
+    reply_key.src = forward.dst;
+    reply_key.dst = forward.src;
+    reply_key.src_port = forward.dst_port;
+    reply_key.dst_port = forward.src_port;
+    reply_key.protocol = key.protocol;
 }
 
 /// Spreads an address and ports evenly over 32 bits (the finaliser of

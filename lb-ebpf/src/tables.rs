@@ -1,27 +1,28 @@
 //! The questions the data path asks of state, in its own words.
 //!
 //! In the kernel the answers are BPF maps and helpers (`kernel/maps.rs`), in
-//! the tests ordinary collections. A flow is lent by its table, of which it is
-//! a part; only its [`Life`] ever changes while it stands there, and that is
-//! written word by word.
+//! the tests ordinary collections. The table of connections is asked for its
+//! memory only ([`Memory`]): what is done with it is the data path's own.
 
 use lb_common::abi::{
-    Backend, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Life, Party, Settings, Tagged, role,
+    Affinity, AffinityKey, Backend, Endpoint, Fragment, FragmentKey, Party, Policy, Settings,
+    Tagged, role,
 };
 use lb_common::{Address, Be16, Verdict};
 
+use crate::connections::Memory;
 use crate::steer::Attribution;
 
-/// Which of the two flow tables.
-///
-/// A flood fills the small one with handshakes that nobody finishes; it cannot
-/// push a connection out of the large one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Stage {
-    /// The large table, for flows whose client has proved that it hears us.
-    Established,
-    /// The small table, for all others.
-    Unfinished,
+/// What a new connection has displaced.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Displaced {
+    /// An unfinished connection, for its place in the table.
+    Handshake = 0,
+    /// An ended connection, for its place in the table.
+    Ended = 1,
+    /// An unfinished connection, for its port towards the backend.
+    Port = 2,
 }
 
 /// What to ask the routing table, about a packet as it will leave.
@@ -105,7 +106,7 @@ pub struct Hop {
 }
 
 /// Everything the data path knows besides the packet.
-pub trait Tables {
+pub trait Tables: Memory {
     /// The constants of this load.
     fn settings(&self) -> Settings;
 
@@ -115,27 +116,49 @@ pub trait Tables {
     /// Who stands behind this endpoint.
     fn party(&self, endpoint: &Endpoint) -> Option<Party>;
 
-    /// The backend that the next connection of the service goes to: the next
-    /// slot of its sequence. `None` when the sequence is empty.
-    fn next_backend(&self, service: u32) -> Option<u32>;
+    /// Whether a connection may have this port: of a service where `first` is
+    /// [`ports::SERVICES`], of a backend where it is [`ports::BACKENDS`].
+    ///
+    /// [`ports::SERVICES`]: lb_common::abi::ports::SERVICES
+    /// [`ports::BACKENDS`]: lb_common::abi::ports::BACKENDS
+    fn port(&self, first: u32, port: Be16) -> bool;
+
+    /// How the service chooses.
+    fn policy(&self, service: u32) -> Policy;
+
+    /// How many slots the service's sequence has.
+    fn slots(&self, service: u32) -> u32;
+
+    /// The slot at this place of the service's sequence.
+    fn slot(&self, service: u32, place: u32) -> Option<u64>;
+
+    /// How many turns the service's sequence has had, which is one more now.
+    fn next_turn(&self, service: u32) -> u64;
+
+    /// The slot whose turn it is. `None` when the sequence is empty.
+    fn next_slot(&self, service: u32) -> Option<u64>;
+
+    /// How many connections of this backend live.
+    fn live(&self, backend: u32) -> u32;
+
+    /// Where the client went before.
+    fn affinity(&self, client: &AffinityKey) -> Option<Affinity>;
+
+    /// Remembers where the client goes.
+    fn keep_affinity(&self, client: &AffinityKey, affinity: &Affinity);
+
+    /// When a handshake was last displaced that had hardly begun, in kernel
+    /// ticks, the low 32 bits; 0 for never.
+    fn churned(&self) -> u32;
+
+    /// That one is displaced now.
+    fn churn(&self);
+
+    /// Counts what was displaced.
+    fn displace(&self, what: Displaced);
 
     /// The backend with this number.
     fn backend(&self, number: u32) -> Option<Backend>;
-
-    /// The flow under this key.
-    fn flow(&self, stage: Stage, key: &FlowKey) -> Option<&Flow>;
-
-    /// Enters the flow unless the key is taken; whether it was entered.
-    fn claim(&self, stage: Stage, key: &FlowKey, flow: &Flow) -> bool;
-
-    /// Enters the flow, whatever was there; whether there was room.
-    fn keep(&self, stage: Stage, key: &FlowKey, flow: &Flow) -> bool;
-
-    /// Writes the changing part of a flow in place; whether it was there.
-    fn note(&self, stage: Stage, key: &FlowKey, life: &Life) -> bool;
-
-    /// Removes the flow, if it is there.
-    fn forget(&self, stage: Stage, key: &FlowKey);
 
     /// What the first fragment of this datagram said.
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;

@@ -11,7 +11,6 @@ pub mod types;
 mod events;
 mod view;
 
-use std::collections::BTreeMap;
 use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::time::Duration;
@@ -130,10 +129,9 @@ async fn service(
     Path(name): Path<String>,
 ) -> Answer<types::ServiceDetail> {
     shared.controller.lock().await.find_service(&name)?;
-    let counts = count_flows(&shared).await?;
     let controller = shared.controller.lock().await;
     let place = controller.find_service(&name)?;
-    Ok(Json(view::detail(&controller, place, &counts)?))
+    Ok(Json(view::detail(&controller, place)?))
 }
 
 #[derive(Deserialize)]
@@ -149,7 +147,6 @@ async fn backends(
     if let Some(name) = &query.service {
         shared.controller.lock().await.find_service(name)?;
     }
-    let counts = count_flows(&shared).await?;
     let controller = shared.controller.lock().await;
     let places = match &query.service {
         Some(name) => {
@@ -160,45 +157,26 @@ async fn backends(
     };
     let mut all = Vec::new();
     for place in places {
-        all.extend(view::backends(&controller, place, &counts)?);
+        all.extend(view::backends(&controller, place)?);
     }
     Ok(Json(all))
-}
-
-/// Live connections by backend number.
-async fn count_flows(shared: &Shared) -> Result<BTreeMap<u32, u64>, Refusal> {
-    let flows = shared.controller.lock().await.flows()?;
-    let counts = in_thread(move || {
-        let mut counts = BTreeMap::new();
-        let now = view::Now::read();
-        for (_, flow, _) in flows.forward() {
-            if !now.over(&flow) {
-                *counts.entry(flow.backend).or_insert(0) += 1;
-            }
-        }
-        counts
-    })
-    .await?;
-    shared.controller.lock().await.flows_counted(&counts);
-    Ok(counts)
 }
 
 async fn in_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Refusal> {
     tokio::task::spawn_blocking(work).await.map_err(|error| {
-        Refusal::Failed(anyhow::anyhow!("reading the flow tables failed: {error}"))
+        Refusal::Failed(anyhow::anyhow!(
+            "reading the table of connections failed: {error}"
+        ))
     })
 }
 
 /// The answer to a change of one backend.
 async fn changed(shared: &Shared, id: &TargetId, message: String) -> Answer<Changed> {
-    // The change has been made: what cannot be counted now is no reason to say
-    // that it was not.
-    let counts = count_flows(shared).await.unwrap_or_default();
     let controller = shared.controller.lock().await;
     let (place, within) = controller.find(&id.service, &id.backend)?;
-    let backend = view::backends(&controller, place, &counts)?.swap_remove(within);
+    let backend = view::backends(&controller, place)?.swap_remove(within);
     Ok(Json(Changed {
         message,
         backend: Some(backend),
@@ -327,7 +305,7 @@ async fn flows(
                 controller.find(&controller.desired[place].name, backend)?;
             }
         }
-        (view::Names::of(&controller), controller.flows()?)
+        (view::Names::of(&controller), controller.dataplane.table())
     };
     let listed = in_thread(move || {
         view::flows(

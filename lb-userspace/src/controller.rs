@@ -13,8 +13,9 @@ use lb_common::abi::{self, Endpoint, Traffic};
 use log::{info, warn};
 
 use crate::address::Addresses;
+use crate::collector::Collector;
 use crate::config::{self, CheckKind, Config, Forward, Node, TunnelSources, Via};
-use crate::dataplane::{Dataplane, Flows, Mode};
+use crate::dataplane::{Dataplane, Mode};
 use crate::events::Journal;
 use crate::events::watch::Gauges;
 use crate::health::probe::through::{Carriage, Through};
@@ -88,6 +89,10 @@ pub struct Controller {
     pub state_path: PathBuf,
     /// The kernel's side.
     pub dataplane: Dataplane,
+    /// Takes away connections whose time is up.
+    collector: Collector,
+    /// How many handshakes had been displaced at the last sample.
+    displaced: Option<(Instant, u64)>,
     /// Where the program is attached.
     pub attachments: Vec<Attachment>,
     /// Whether there were tables to adopt at the start.
@@ -145,7 +150,10 @@ impl Controller {
             journal,
         } = aides;
         let tables = dataplane.read()?;
+        let collector = Collector::start(dataplane.table(), config.timeouts)?;
         Ok(Self {
+            collector,
+            displaced: None,
             state_path: state::path(&config.node.control),
             config,
             state,
@@ -215,6 +223,7 @@ impl Controller {
         self.plan = plan.services;
         self.record_standings();
         self.record_resets(&before);
+        self.collector.set_timeouts(config.timeouts);
         self.config = config;
         if self.state.overrides != overrides {
             self.state.overrides = overrides;
@@ -455,12 +464,8 @@ impl Controller {
         }
         let numbers: BTreeSet<u32> = self.plan.iter().map(|service| service.number).collect();
         self.rates.retain(|number, _| numbers.contains(number));
+        self.take_census(now);
         self.watch(now, self.gauges);
-    }
-
-    /// A reader of the flow tables for a thread of its own.
-    pub fn flows(&self) -> Result<Flows, Refusal> {
-        Ok(self.dataplane.flows()?)
     }
 
     /// The health board's entry of a backend.

@@ -273,6 +273,10 @@ fn settings(sources: &TunnelSources, members: bool) -> anyhow::Result<Settings> 
         first_port: u32::from(ports.first),
         port_count: u32::from(ports.count),
         seed: host::random().context("the kernel gave no random number")?,
+        stamp_shift: host::stamp_shift(second),
+        // Those of the tables, which are yet to be made or found.
+        tag_buckets: 0,
+        answer_buckets: 0,
         error_limit: ERRORS_PER_SECOND,
         members: u32::from(members),
         tunnel_v4_bits: sources.v4.varied_bits(),

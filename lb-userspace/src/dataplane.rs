@@ -13,6 +13,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow, bail};
 use aya::maps::{
@@ -25,18 +26,22 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use aya_log::EbpfLogger;
 use bytemuck::{bytes_of, pod_read_unaligned};
 use lb_common::abi::{
-    ABI_VERSION, Affinity, AffinityKey, Backend, DropKey, Endpoint, Flow, FlowKey, Fragment,
-    FragmentKey, Party, Policy, Settings, Tagged, Traffic, backend, sequence,
+    ABI_VERSION, ANSWER_WAYS, Affinity, AffinityKey, AnswerBucket, Backend, Connection, DropKey,
+    Endpoint, Fragment, FragmentKey, Party, Policy, Settings, TagBucket, Tagged, Traffic, backend,
+    ports, role, sequence, shared, tag,
 };
+
+use lb_ebpf::Displaced;
 
 use crate::host;
 use crate::reconcile::{Change, Tables};
 
+pub mod connections;
 mod counts;
 mod links;
 mod pins;
 
-pub use counts::Flows;
+pub use connections::Table;
 pub use links::{AttachError, Came, Carried, Mode, linked};
 pub use pins::{Lock, adoptable, discard, lock, probe};
 
@@ -46,7 +51,7 @@ use pins::{adopt, refuse_other_versions};
 pub static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf.o"));
 
 /// The maps that are pinned: name, size of a key, size of a value.
-const PINNED: [(&str, usize, usize); 16] = [
+const PINNED: [(&str, usize, usize); 21] = [
     ("ENDPOINTS", size_of::<Endpoint>(), size_of::<Party>()),
     ("BACKENDS", 4, size_of::<Backend>()),
     ("SEQUENCES", 4, 4),
@@ -56,8 +61,13 @@ const PINNED: [(&str, usize, usize); 16] = [
         size_of::<AffinityKey>(),
         size_of::<Affinity>(),
     ),
-    ("FLOWS", size_of::<FlowKey>(), size_of::<Flow>()),
-    ("UNFINISHED", size_of::<FlowKey>(), size_of::<Flow>()),
+    ("PORTS", 4, 8),
+    ("TAGS", 4, size_of::<TagBucket>()),
+    ("CONNECTIONS", 4, size_of::<Connection>()),
+    ("ANSWERS", 4, size_of::<AnswerBucket>()),
+    ("LIVE", 4, 8),
+    ("SHARED", 4, 4),
+    ("DISPLACED", 4, 8),
     ("DEVICES", 4, 8),
     ("VERDICTS", 4, 8),
     ("SERVICE_TRAFFIC", 4, size_of::<Traffic>()),
@@ -80,6 +90,9 @@ const MAX_DEVICES: u32 = 64;
 
 /// The most interfaces that have frames with tags, or frames of members.
 const MAX_TAGGED: u32 = 4_096;
+
+/// How many counters of displaced connections the program has.
+const DISPLACEMENTS: u32 = 4;
 
 /// How many counters number the datagrams that leave in fragments; the program
 /// has as many.
@@ -104,8 +117,10 @@ impl Sizes {
             "ENDPOINTS" => 2 * self.services + self.backends,
             "BACKENDS" | "BACKEND_TRAFFIC" => self.backends,
             "SEQUENCES" | "SERVICE_TRAFFIC" | "POLICIES" => self.services,
-            "FLOWS" => 2 * self.flows + lru_reserve(),
-            "UNFINISHED" => 2 * self.unfinished() + lru_reserve(),
+            "PORTS" => ports::WORDS,
+            "LIVE" => self.backends,
+            "SHARED" => shared::WORDS,
+            "DISPLACED" => DISPLACEMENTS,
             "DEVICES" => MAX_DEVICES,
             "VERDICTS" => lb_common::verdict::VERDICT_SLOTS,
             "AFFINITIES" => self.affinities() + lru_reserve(),
@@ -116,9 +131,15 @@ impl Sizes {
         }
     }
 
-    /// How many unfinished connections there is room for.
-    fn unfinished(self) -> u32 {
-        (self.flows / 8).clamp(8_192, 131_072)
+    /// How many buckets of tags: with half as many places again as connections,
+    /// a connection that finds none is one in millions.
+    pub const fn tag_buckets(self) -> u32 {
+        (self.flows + self.flows / 2).div_ceil(tag::WAYS)
+    }
+
+    /// How many buckets of answers: twice as many places as connections.
+    pub const fn answer_buckets(self) -> u32 {
+        (2 * self.flows).div_ceil(ANSWER_WAYS)
     }
 
     /// How many clients there is room for whose backend is remembered.
@@ -151,6 +172,9 @@ pub struct Dataplane {
     backends: Array<MapData, [u8; 24]>,
     sequences: ArrayOfMaps<MapData, Array<MapData, u64>>,
     policies: Array<MapData, [u8; 8]>,
+    ports: Array<MapData, u64>,
+    displaced: PerCpuArray<MapData, u64>,
+    table: Arc<Table>,
     devices: DevMapHash<MapData>,
     interfaces: HashMap<MapData, [u8; 16], u32>,
     exits: HashMap<MapData, u32, [u8; 16]>,
@@ -196,8 +220,11 @@ impl Dataplane {
         if !adopted {
             refuse_other_versions(pin_path)?;
         }
+        let mut settings = *settings;
+        settings.tag_buckets = sizes.tag_buckets();
+        settings.answer_buckets = sizes.answer_buckets();
         let (actual, other_sizes) = if adopted {
-            adopt(&folder, sizes)?
+            adopt(&folder, sizes, &mut settings)?
         } else {
             (sizes, Vec::new())
         };
@@ -205,24 +232,40 @@ impl Dataplane {
             .with_context(|| format!("cannot make the pin folder {}", folder.display()))?;
         let mut loader = EbpfLoader::new();
         for (name, _, _) in PINNED {
-            loader.map_max_entries(name, actual.entries(name));
+            let entries = match name {
+                "TAGS" => settings.tag_buckets,
+                "CONNECTIONS" => settings.tag_buckets * tag::WAYS,
+                "ANSWERS" => settings.answer_buckets,
+                name => actual.entries(name),
+            };
+            loader.map_max_entries(name, entries);
             loader.map_pin_path(name, folder.join(name));
         }
         let mut ebpf = loader
-            .override_global("SETTINGS", bytes_of(settings), true)
+            .override_global("SETTINGS", bytes_of(&settings), true)
             .override_global(aya_log::LEVEL, &log_level, false)
             .load(PROGRAM)
             .context("the kernel did not take the maps of the XDP program; too little memory for node.max_flows?")?;
         let name = if frags { "lb_frags" } else { "lb" };
         program(&mut ebpf, name)?.load().map_err(refused)?;
+        let mut shared: Array<_, u32> = typed(&mut ebpf, "SHARED", Array::try_from)?;
         if !adopted {
             scatter_ids(&mut ebpf)?;
+            for (word, value) in [(shared::SEED, settings.seed), (shared::FLOWS, sizes.flows)] {
+                shared
+                    .set(word, value, 0)
+                    .context("cannot write the table SHARED")?;
+            }
         }
+        let table = Table::pinned(settings.seed, &folder)?;
         let dataplane = Self {
             endpoints: typed(&mut ebpf, "ENDPOINTS", HashMap::try_from)?,
             backends: typed(&mut ebpf, "BACKENDS", Array::try_from)?,
             sequences: typed(&mut ebpf, "SEQUENCES", ArrayOfMaps::try_from)?,
             policies: typed(&mut ebpf, "POLICIES", Array::try_from)?,
+            ports: typed(&mut ebpf, "PORTS", Array::try_from)?,
+            displaced: typed(&mut ebpf, "DISPLACED", PerCpuArray::try_from)?,
+            table: Arc::new(table),
             devices: typed(&mut ebpf, "DEVICES", DevMapHash::try_from)?,
             interfaces: typed(&mut ebpf, "INTERFACES", HashMap::try_from)?,
             exits: typed(&mut ebpf, "EXITS", HashMap::try_from)?,
@@ -248,9 +291,21 @@ impl Dataplane {
         self.sizes
     }
 
-    /// How many entries the flow table holds at most, both halves counted.
+    /// How many connections there is room for.
     pub fn flow_capacity(&self) -> u64 {
-        u64::from(self.sizes.entries("FLOWS"))
+        u64::from(self.sizes.flows)
+    }
+
+    /// The table of connections.
+    pub fn table(&self) -> Arc<Table> {
+        Arc::clone(&self.table)
+    }
+
+    /// How many connections were displaced so far, by [`lb_ebpf::Displaced`].
+    pub fn displaced(&self, what: Displaced) -> anyhow::Result<u64> {
+        let counts = self.displaced.get(&(what as u32), 0);
+        let counts = counts.context("cannot read what was displaced")?;
+        Ok(counts.iter().sum())
     }
 
     /// The program's log, for whoever reads it; only with a log level above 0.
@@ -360,6 +415,7 @@ impl Dataplane {
                 if *fresh {
                     zero(&mut self.service_traffic, party.service)?;
                 }
+                self.open_port(endpoint, party)?;
                 let key: [u8; 24] = bytemuck::cast(*endpoint);
                 let value: [u8; 8] = bytemuck::cast(*party);
                 self.endpoints
@@ -374,6 +430,28 @@ impl Dataplane {
                 }
             }
         }
+    }
+
+    /// Lets connections be looked for at the port of an endpoint. It stays so when
+    /// the endpoint goes: its connections go on.
+    fn open_port(&mut self, endpoint: &Endpoint, party: &Party) -> anyhow::Result<()> {
+        for (role, first) in [
+            (role::SERVICE, ports::SERVICES),
+            (role::BACKEND, ports::BACKENDS),
+        ] {
+            if party.roles & role == 0 {
+                continue;
+            }
+            let (word, bit) = ports::place(first, endpoint.port.get());
+            let bits = self.ports.get(&word, 0);
+            let bits = bits.context("cannot read the table of ports")?;
+            if bits & bit == 0 {
+                self.ports
+                    .set(word, bits | bit, 0)
+                    .context("cannot write the table of ports")?;
+            }
+        }
+        Ok(())
     }
 
     /// Tells the program which frames are whose: `interfaces` says to which
@@ -545,19 +623,20 @@ mod tests {
 
     #[test]
     fn rooms_that_follow_from_the_flows_have_bounds() {
-        for (flows, unfinished, fragments) in [
-            (1, 8_192, 1_024),
-            (80_000, 10_000, 10_000),
-            (100_000_000, 131_072, 65_536),
+        for (flows, buckets, affinities, fragments) in [
+            (1, [1, 1], 1_024, 1_024),
+            (80_000, [7_500, 20_000], 20_000, 10_000),
+            (100_000_000, [9_375_000, 25_000_000], 1_048_576, 65_536),
         ] {
             let sizes = Sizes {
                 services: 1,
                 backends: 1,
                 flows,
             };
+            assert_eq!([sizes.tag_buckets(), sizes.answer_buckets()], buckets);
             assert_eq!(
-                (sizes.unfinished(), sizes.fragments()),
-                (unfinished, fragments)
+                (sizes.affinities(), sizes.fragments()),
+                (affinities, fragments)
             );
         }
     }

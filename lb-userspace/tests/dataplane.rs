@@ -104,14 +104,20 @@ fn the_tables_of_interfaces_take_all_that_fits_and_refuse_more_as_a_whole() -> a
 fn the_tables_have_the_room_that_was_asked_for() -> anyhow::Result<()> {
     let pins = Pins::new("sized");
     drop(pins.open(SIZES, false)?);
-    let reserve = pins.room("FLOWS") - 2 * SIZES.flows;
+    let reserve = pins.room("FRAGMENTS") - SIZES.flows / 8;
     assert!(reserve > 0, "for the free entries of each CPU");
+    // Half as many places again as connections, and twice as many for answers.
+    let buckets = (SIZES.flows * 3 / 2).div_ceil(16);
     let rooms = [
         ("ENDPOINTS", 2 * SIZES.services + SIZES.backends),
         ("BACKENDS", SIZES.backends),
         ("SEQUENCES", SIZES.services),
-        ("UNFINISHED", 2 * 8_192 + reserve),
-        ("FRAGMENTS", SIZES.flows / 8 + reserve),
+        ("POLICIES", SIZES.services),
+        ("AFFINITIES", SIZES.flows / 4 + reserve),
+        ("TAGS", buckets),
+        ("CONNECTIONS", 16 * buckets),
+        ("ANSWERS", SIZES.flows / 4),
+        ("LIVE", SIZES.backends),
         ("FRAGMENT_IDS", 1_024),
         ("INTERFACES", 4_096),
         ("EXITS", 4_096),
@@ -131,7 +137,7 @@ fn tables_of_the_first_version_are_refused_and_left_alone() -> anyhow::Result<()
         Ok(_) => panic!("opened beside tables of another version"),
         Err(error) => error.to_string(),
     };
-    assert!(said.contains("ABI 1; this one has 2"), "{said}");
+    assert!(said.contains("ABI 1; this one has 3"), "{said}");
     assert!(said.contains("start with --fresh"), "{said}");
     let left: Vec<_> = fs::read_dir(&pins.0)?
         .map(|entry| entry.map(|entry| entry.file_name()))

@@ -12,7 +12,6 @@
 
 use lb_common::Verdict;
 use lb_common::abi::{FlowKey, TCP, forward};
-use lb_ebpf::Stage;
 
 use crate::frame::{Frame, key, tcp, udp};
 use crate::network::{Device, LAN, WAN};
@@ -63,8 +62,8 @@ pub enum Step {
         /// These bytes go on; those that came in, if nothing is translated.
         leaves: Vec<u8>,
     },
-    /// A flow entry is lost.
-    Loses(Stage, FlowKey),
+    /// The connection whose client's packets have this key is lost.
+    Loses(FlowKey),
     /// Something is true of the tables.
     Then(String, Box<dyn Fn(&State) -> bool + Send + Sync>),
 }
@@ -115,8 +114,8 @@ impl Case {
         self.sends(on, frame, verdict, frame)
     }
 
-    fn loses(self, stage: Stage, key: FlowKey) -> Self {
-        self.step(Step::Loses(stage, key))
+    fn loses(self, key: FlowKey) -> Self {
+        self.step(Step::Loses(key))
     }
 
     fn then(

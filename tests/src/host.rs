@@ -4,16 +4,16 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use bytemuck::Zeroable;
-use elsa::FrozenVec;
-use lb_common::Verdict;
 use lb_common::abi::{
-    Backend, DropKey, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Life, Party, Settings, Tagged,
+    Affinity, AffinityKey, AnswerBucket, Backend, Connection, DropKey, Endpoint, Flow, FlowKey,
+    Fragment, FragmentKey, Party, Policy, Settings, TagBucket, Tagged, ports, tag,
 };
 use lb_common::verdict::Action;
+use lb_common::{Be16, Verdict, Word};
 use lb_ebpf::steer::Attribution;
-use lb_ebpf::{Hop, Packet, Room, RouteQuery, Stage, Tables, Wire};
+use lb_ebpf::{Displaced, Hop, Memory, Packet, Room, RouteQuery, Shape, Tables, Wire, connections};
 
 use crate::network;
 use crate::world::{Outcome, ROOM, Side, State, World};
@@ -74,26 +74,26 @@ impl Packet for HostPacket {
 }
 
 struct Sequence {
-    slots: Vec<u32>,
+    slots: Vec<u64>,
     cursor: Cell<u64>,
 }
 
 /// The tables on the host.
-///
-/// A flow is lent while others are entered and noted, so flows are never moved
-/// or written: they stand in an arena that only grows, and a table says which
-/// one is current. A new world begins a new arena.
 pub struct HostTables {
     settings: Settings,
     now: Cell<u32>,
     endpoints: BTreeMap<Endpoint, Party>,
     backends: HashMap<u32, Backend>,
     sequences: HashMap<u32, Sequence>,
-    room_for_flows: usize,
+    policies: HashMap<u32, Policy>,
+    ports: BTreeMap<u32, u64>,
     headroom: usize,
-    arena: FrozenVec<Box<Flow>>,
-    established: RefCell<HashMap<FlowKey, usize>>,
-    unfinished: RefCell<HashMap<FlowKey, usize>>,
+    tags: Vec<TagBucket>,
+    connections: Vec<Connection>,
+    answers: Vec<AnswerBucket>,
+    live: Vec<Word<u64>>,
+    affinities: RefCell<BTreeMap<AffinityKey, Affinity>>,
+    churned: Cell<u32>,
     fragments: RefCell<BTreeMap<FragmentKey, Fragment>>,
     fresh_ids: RefCell<HashMap<u32, u32>>,
     interfaces: BTreeMap<Tagged, u32>,
@@ -120,11 +120,17 @@ impl HostTables {
             sequences: (world.services.iter())
                 .map(|service| (service.number, sequence(service)))
                 .collect(),
-            room_for_flows: world.room_for_flows,
+            policies: (world.services.iter())
+                .map(|service| (service.number, service.policy))
+                .collect(),
+            ports: world.ports(),
             headroom: world.headroom,
-            arena: FrozenVec::new(),
-            established: RefCell::default(),
-            unfinished: RefCell::default(),
+            tags: many(world.settings.tag_buckets),
+            connections: many(world.settings.tag_buckets * tag::WAYS),
+            answers: many(world.settings.answer_buckets),
+            live: many(ROOM),
+            affinities: RefCell::default(),
+            churned: Cell::new(0),
             fragments: RefCell::default(),
             fresh_ids: RefCell::default(),
             interfaces: network::interfaces(),
@@ -141,18 +147,11 @@ impl HostTables {
 
     /// What the tables hold.
     pub fn state(&self) -> State {
-        let flows = |table: &RefCell<HashMap<FlowKey, usize>>| {
-            let table = table.borrow();
-            let unseen = |(key, &place): (&FlowKey, &usize)| {
-                let mut flow = self.arena[place];
-                flow.life.seen = 0;
-                (*key, flow)
-            };
-            table.iter().map(unseen).collect()
-        };
-        State {
-            established: flows(&self.established),
-            unfinished: flows(&self.unfinished),
+        let mut state = State {
+            live: (0..ROOM)
+                .map(|backend| (backend, self.live[backend as usize].load()))
+                .filter(|(_, live)| *live != 0)
+                .collect(),
             fragments: (self.fragments.borrow().iter())
                 .map(|(key, fragment)| {
                     (
@@ -168,13 +167,56 @@ impl HostTables {
                 .map(|(service, sequence)| (*service, sequence.cursor.get()))
                 .collect(),
             ..self.counted.borrow().clone()
+        };
+        state.read_flows(self);
+        state
+    }
+}
+
+fn many<T: Default>(count: u32) -> Vec<T> {
+    (0..count).map(|_| T::default()).collect()
+}
+
+impl Memory for HostTables {
+    fn shape(&self) -> Shape {
+        Shape {
+            tag_buckets: self.settings.tag_buckets,
+            answer_buckets: self.settings.answer_buckets,
+            seed: self.settings.seed,
         }
     }
 
-    fn table(&self, stage: Stage) -> &RefCell<HashMap<FlowKey, usize>> {
-        match stage {
-            Stage::Established => &self.established,
-            Stage::Unfinished => &self.unfinished,
+    fn tags(&self, bucket: u32) -> Option<&TagBucket> {
+        self.tags.get(bucket as usize)
+    }
+
+    fn connection(&self, place: u32) -> Option<&Connection> {
+        self.connections.get(place as usize)
+    }
+
+    fn answers(&self, bucket: u32) -> Option<&AnswerBucket> {
+        self.answers.get(bucket as usize)
+    }
+
+    fn exchange(&self, word: &Word<u32>, old: u32, new: u32) -> bool {
+        let same = word.load() == old;
+        if same {
+            word.store(new);
+        }
+        same
+    }
+
+    fn exchange_wide(&self, word: &Word<u64>, old: u64, new: u64) -> bool {
+        let same = word.load() == old;
+        if same {
+            word.store(new);
+        }
+        same
+    }
+
+    fn count_live(&self, backend: u32, by: i32) {
+        if let Some(live) = self.live.get(backend as usize) {
+            live.store(live.load().wrapping_add_signed(i64::from(by)));
         }
     }
 }
@@ -192,14 +234,63 @@ impl Tables for HostTables {
         self.endpoints.get(endpoint).copied()
     }
 
-    fn next_backend(&self, service: u32) -> Option<u32> {
-        let Sequence { slots, cursor } = self.sequences.get(&service)?;
-        if slots.is_empty() {
+    fn port(&self, first: u32, port: Be16) -> bool {
+        let (word, bit) = ports::place(first, port.get());
+        self.ports.get(&word).is_some_and(|word| word & bit != 0)
+    }
+
+    fn policy(&self, service: u32) -> Policy {
+        self.policies.get(&service).copied().unwrap_or_default()
+    }
+
+    fn slots(&self, service: u32) -> u32 {
+        (self.sequences.get(&service)).map_or(0, |sequence| sequence.slots.len() as u32)
+    }
+
+    fn slot(&self, service: u32, place: u32) -> Option<u64> {
+        (self.sequences.get(&service)?.slots.get(place as usize)).copied()
+    }
+
+    fn next_turn(&self, service: u32) -> u64 {
+        let Some(sequence) = self.sequences.get(&service) else {
+            return 0;
+        };
+        let turn = sequence.cursor.get();
+        sequence.cursor.set(turn + 1);
+        turn
+    }
+
+    fn next_slot(&self, service: u32) -> Option<u64> {
+        let length = u64::from(self.slots(service));
+        if length == 0 {
             return None;
         }
-        let turn = cursor.get();
-        cursor.set(turn + 1);
-        slots.get(turn as usize % slots.len()).copied()
+        let turn = self.next_turn(service);
+        self.slot(service, (turn % length) as u32)
+    }
+
+    fn live(&self, backend: u32) -> u32 {
+        (self.live.get(backend as usize)).map_or(0, |live| live.load() as u32)
+    }
+
+    fn affinity(&self, client: &AffinityKey) -> Option<Affinity> {
+        self.affinities.borrow().get(client).copied()
+    }
+
+    fn keep_affinity(&self, client: &AffinityKey, affinity: &Affinity) {
+        self.affinities.borrow_mut().insert(*client, *affinity);
+    }
+
+    fn churned(&self) -> u32 {
+        self.churned.get()
+    }
+
+    fn churn(&self) {
+        self.churned.set(self.now() | 1);
+    }
+
+    fn displace(&self, what: Displaced) {
+        self.counted.borrow_mut().displaced[what as usize] += 1;
     }
 
     fn backend(&self, number: u32) -> Option<Backend> {
@@ -207,42 +298,6 @@ impl Tables for HostTables {
         let unused: Backend = Zeroable::zeroed();
         let slot = self.backends.get(&number).copied().unwrap_or(unused);
         (number < ROOM).then_some(slot)
-    }
-
-    fn flow(&self, stage: Stage, key: &FlowKey) -> Option<&Flow> {
-        let place = self.table(stage).borrow().get(key).copied();
-        place.map(|place| &self.arena[place])
-    }
-
-    fn claim(&self, stage: Stage, key: &FlowKey, flow: &Flow) -> bool {
-        self.flow(stage, key).is_none() && self.keep(stage, key, flow)
-    }
-
-    fn keep(&self, stage: Stage, key: &FlowKey, flow: &Flow) -> bool {
-        let mut table = self.table(stage).borrow_mut();
-        if table.len() >= self.room_for_flows && !table.contains_key(key) {
-            return false;
-        }
-        table.insert(*key, self.arena.len());
-        self.arena.push(Box::new(*flow));
-        true
-    }
-
-    fn note(&self, stage: Stage, key: &FlowKey, life: &Life) -> bool {
-        let Some(&flow) = self.flow(stage, key) else {
-            return false;
-        };
-        let table = self.table(stage);
-        table.borrow_mut().insert(*key, self.arena.len());
-        self.arena.push(Box::new(Flow {
-            life: *life,
-            ..flow
-        }));
-        true
-    }
-
-    fn forget(&self, stage: Stage, key: &FlowKey) {
-        self.table(stage).borrow_mut().remove(key);
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
@@ -326,6 +381,17 @@ impl Tables for HostTables {
     }
 }
 
+/// Takes the connection away whose client's packets have this key.
+pub fn lose(memory: &impl Memory, key: &FlowKey) -> Result<()> {
+    let mut flow = Flow::default();
+    ensure!(
+        connections::of_client(memory, key, &mut flow)
+            && connections::remove(memory, flow.place, flow.life.version),
+        "there is no connection of {key:?}"
+    );
+    Ok(())
+}
+
 /// Room for one packet after another.
 pub fn room() -> Box<Room> {
     // SAFETY: integers, and enumerations of which zero is a value, as in the
@@ -380,9 +446,8 @@ impl Side for Host {
         })
     }
 
-    fn lose(&mut self, stage: Stage, key: &FlowKey) -> Result<()> {
-        self.tables.forget(stage, key);
-        Ok(())
+    fn lose(&mut self, key: &FlowKey) -> Result<()> {
+        lose(&self.tables, key)
     }
 
     fn state(&self) -> Result<State> {

@@ -24,11 +24,14 @@ use aya::{Ebpf, EbpfLoader};
 use bytemuck::{bytes_of, cast, pod_read_unaligned};
 use lb_common::Action;
 use lb_common::abi::{
-    Backend, DropKey, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Party, Settings, Tagged,
-    Traffic, forward, sequence,
+    Affinity, AffinityKey, Backend, DropKey, Endpoint, FlowKey, Fragment, FragmentKey, Party,
+    Policy, Settings, Tagged, Traffic, forward, ports, sequence, shared, tag,
 };
 use lb_common::verdict::{VERDICT_SLOTS, Verdict};
-use lb_ebpf::Stage;
+
+use lb_ebpf::connections;
+use lb_userspace::dataplane::Table;
+use lb_userspace::dataplane::connections::MAPPED;
 
 use crate::network;
 use crate::world::{Outcome, ROOM, Service, Side, State, World};
@@ -40,9 +43,9 @@ pub const SHORTEST: usize = 14;
 /// that takes them in several.
 pub const PROGRAMS: [&str; 2] = ["lb", "lb_frags"];
 
-/// Entries of each flow table: far more than any test makes, because the
-/// kernel begins to evict before a table is quite full.
-const FLOWS: u32 = 16_384;
+/// Entries of each LRU table: far more than any test makes, because the kernel
+/// begins to evict before a table is quite full.
+const ENTRIES: u32 = 16_384;
 
 /// `BPF_F_INNER_MAP` (linux/bpf.h): arrays of different lengths may be put
 /// into the array of maps.
@@ -53,14 +56,15 @@ const BPF_F_INNER_MAP: u32 = 1 << 12;
 type EndpointBytes = [u8; size_of::<Endpoint>()];
 type PartyBytes = [u8; size_of::<Party>()];
 type BackendBytes = [u8; size_of::<Backend>()];
-type KeyBytes = [u8; size_of::<FlowKey>()];
-type FlowBytes = [u8; size_of::<Flow>()];
+type FragmentKeyBytes = [u8; size_of::<FragmentKey>()];
+type AffinityKeyBytes = [u8; size_of::<AffinityKey>()];
+type AffinityBytes = [u8; size_of::<Affinity>()];
+type PolicyBytes = [u8; size_of::<Policy>()];
 type TrafficBytes = [u8; size_of::<Traffic>()];
 type FragmentBytes = [u8; size_of::<Fragment>()];
 type TaggedBytes = [u8; size_of::<Tagged>()];
 type DropBytes = [u8; size_of::<DropKey>()];
 
-type Flows = HashMap<MapData, KeyBytes, FlowBytes>;
 type Traffics = PerCpuArray<MapData, TrafficBytes>;
 
 /// Runs the work in a thread with a network namespace of its own that holds
@@ -191,13 +195,8 @@ impl Side for Kernel {
         self.load()?.run(frame, frame.len(), ingress)
     }
 
-    fn lose(&mut self, stage: Stage, key: &FlowKey) -> Result<()> {
-        let load = self.load_mut()?;
-        match stage {
-            Stage::Established => load.established.remove(&cast(*key))?,
-            Stage::Unfinished => load.unfinished.remove(&cast(*key))?,
-        }
-        Ok(())
+    fn lose(&mut self, key: &FlowKey) -> Result<()> {
+        crate::host::lose(&self.load()?.table, key)
     }
 
     fn state(&self) -> Result<State> {
@@ -214,12 +213,16 @@ struct Load {
     backends: Array<MapData, BackendBytes>,
     sequences: ArrayOfMaps<MapData, Array<MapData, u64>>,
     /// The sequences as handed over, with their slots.
-    handed_over: Vec<(Vec<u32>, Array<MapData, u64>)>,
+    handed_over: Vec<(Vec<u64>, Array<MapData, u64>)>,
     /// How many of them are the current world's.
     turning: usize,
-    established: Flows,
-    unfinished: Flows,
-    fragments: HashMap<MapData, KeyBytes, FragmentBytes>,
+    policies: Array<MapData, PolicyBytes>,
+    ports: Array<MapData, u64>,
+    affinities: HashMap<MapData, AffinityKeyBytes, AffinityBytes>,
+    shared: Array<MapData, u32>,
+    displaced: PerCpuArray<MapData, u64>,
+    table: Table,
+    fragments: HashMap<MapData, FragmentKeyBytes, FragmentBytes>,
     fragment_ids: Array<MapData, u32>,
     /// Whether the current world has tunnels.
     tunnels: bool,
@@ -236,11 +239,16 @@ impl Load {
         loader.override_global("SETTINGS", bytes_of(&settings), true);
         // Silent: what the program logs is no part of what it does.
         loader.override_global("AYA_LOG_LEVEL", &0u8, false);
-        for table in ["FLOWS", "UNFINISHED", "FRAGMENTS"] {
-            loader.map_max_entries(table, FLOWS);
+        for table in ["FRAGMENTS", "AFFINITIES"] {
+            loader.map_max_entries(table, ENTRIES);
         }
+        loader.map_max_entries("TAGS", settings.tag_buckets);
+        loader.map_max_entries("CONNECTIONS", settings.tag_buckets * tag::WAYS);
+        loader.map_max_entries("ANSWERS", settings.answer_buckets);
         for table in [
             "BACKENDS",
+            "POLICIES",
+            "LIVE",
             "SEQUENCES",
             "SERVICE_TRAFFIC",
             "BACKEND_TRAFFIC",
@@ -267,6 +275,21 @@ impl Load {
         for (index, frames) in network::exits() {
             exits.insert(index, cast::<_, TaggedBytes>(frames), 0)?;
         }
+        let mut mapped = Vec::new();
+        for name in MAPPED {
+            let map = program
+                .take_map(name)
+                .with_context(|| format!("the program has no map {name}"))?;
+            let Map::Array(map) = map else {
+                bail!("the map {name} is no array");
+            };
+            mapped.push((name, map));
+        }
+        let table = Table::new(settings.seed, |name| {
+            (mapped.iter().find(|(mapped, _)| *mapped == name))
+                .map(|(_, map)| map)
+                .with_context(|| format!("there is no map {name}"))
+        })?;
         Ok(Self {
             name,
             settings,
@@ -275,8 +298,12 @@ impl Load {
             sequences: take(&mut program, "SEQUENCES")?,
             handed_over: Vec::new(),
             turning: 0,
-            established: take(&mut program, "FLOWS")?,
-            unfinished: take(&mut program, "UNFINISHED")?,
+            policies: take(&mut program, "POLICIES")?,
+            ports: take(&mut program, "PORTS")?,
+            affinities: take(&mut program, "AFFINITIES")?,
+            shared: take(&mut program, "SHARED")?,
+            displaced: take(&mut program, "DISPLACED")?,
+            table,
             fragments: take(&mut program, "FRAGMENTS")?,
             fragment_ids: take(&mut program, "FRAGMENT_IDS")?,
             tunnels: false,
@@ -293,11 +320,11 @@ impl Load {
         for key in keys(self.endpoints.keys())? {
             self.endpoints.remove(&key)?;
         }
-        for table in [&mut self.established, &mut self.unfinished] {
-            for key in keys(table.keys())? {
-                table.remove(&key)?;
-            }
+        forget_all(&self.table);
+        for key in keys(self.affinities.keys())? {
+            self.affinities.remove(&key)?;
         }
+        self.shared.set(shared::CHURNED, 0, 0)?;
         let fragments = keys(self.fragments.keys())?;
         // Many calls, so only where something may have been numbered.
         let cut = self.verdicts.get(&(Verdict::FragmentedByHost as u32), 0)?;
@@ -319,6 +346,10 @@ impl Load {
             self.told
                 .set(reason, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
         }
+        for what in 0..self.displaced.len() {
+            self.displaced
+                .set(what, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
+        }
         for verdict in 0..VERDICT_SLOTS {
             self.verdicts
                 .set(verdict, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
@@ -339,6 +370,17 @@ impl Load {
                 cast::<_, PartyBytes>(party),
                 0,
             )?;
+        }
+        let words = world.ports();
+        for word in 0..ports::WORDS {
+            let wanted = words.get(&word).copied().unwrap_or(0);
+            if self.ports.get(&word, 0)? != wanted {
+                self.ports.set(word, wanted, 0)?;
+            }
+        }
+        for service in &world.services {
+            self.policies
+                .set(service.number, cast::<_, PolicyBytes>(service.policy), 0)?;
         }
         for member in &world.backends {
             self.backends
@@ -366,7 +408,7 @@ impl Load {
         let mut words = Array::create(sequence::FIRST + length, BPF_F_INNER_MAP)?;
         words.set(sequence::LENGTH, u64::from(length), 0)?;
         for (slot, backend) in service.sequence.iter().enumerate() {
-            words.set(sequence::FIRST + slot as u32, u64::from(*backend), 0)?;
+            words.set(sequence::FIRST + slot as u32, *backend, 0)?;
         }
         self.sequences.set(service.number, &words, 0)?;
         self.handed_over.truncate(place);
@@ -420,14 +462,22 @@ impl Load {
 
     fn state(&self) -> Result<State> {
         let mut state = State {
-            established: flows(&self.established)?,
-            unfinished: flows(&self.unfinished)?,
             fragments: fragments(&self.fragments)?,
             services: traffic(&self.service_traffic)?,
             backends: traffic(&self.backend_traffic)?,
             verdicts: self.verdicts()?,
             ..State::default()
         };
+        state.read_flows(&self.table);
+        for backend in 0..ROOM {
+            let live = self.table.live(backend);
+            if live != 0 {
+                state.live.insert(backend, live);
+            }
+        }
+        for (what, count) in (0..).zip(&mut state.displaced) {
+            *count = self.displaced.get(&what, 0)?.iter().sum();
+        }
         let turning = self.handed_over.iter().take(self.turning);
         for (service, (_, words)) in turning.enumerate() {
             state
@@ -456,19 +506,17 @@ fn keys<K>(walk: impl Iterator<Item = Result<K, aya::maps::MapError>>) -> Result
     Ok(walk.collect::<Result<_, _>>()?)
 }
 
-fn flows(table: &Flows) -> Result<BTreeMap<FlowKey, Flow>> {
-    (table.iter())
-        .map(|entry| {
-            let (key, value) = entry?;
-            let mut flow: Flow = pod_read_unaligned(&value);
-            flow.life.seen = 0;
-            Ok((pod_read_unaligned(&key), flow))
-        })
-        .collect()
+/// Takes every connection away.
+fn forget_all(table: &Table) {
+    for place in 0..connections::places(table) {
+        if let Some((_, flow)) = connections::at(table, place) {
+            connections::remove(table, place, flow.life.version);
+        }
+    }
 }
 
 fn fragments(
-    table: &HashMap<MapData, KeyBytes, FragmentBytes>,
+    table: &HashMap<MapData, FragmentKeyBytes, FragmentBytes>,
 ) -> Result<BTreeMap<FragmentKey, Fragment>> {
     (table.iter())
         .map(|entry| {

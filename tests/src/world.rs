@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use lb_common::abi::{
-    Backend, DropKey, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Party, Settings, TCP,
-    Traffic, backend, forward, role,
+    Backend, DropKey, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Party, Policy, Settings, TCP,
+    Traffic, backend, forward, ports, role,
 };
+use lb_common::flow::{ESTABLISHED, ONE_WAY, twin, twin_key};
 use lb_common::{Action, Address, Be16, Verdict};
-use lb_ebpf::Stage;
+use lb_ebpf::{Memory, connections};
 
 use crate::frame::end;
 use crate::host::HEADROOM;
@@ -22,8 +23,21 @@ pub const STEADY: Settings = Settings {
     first_port: 40_000,
     port_count: 1,
     seed: 7,
+    // No stamp changes.
+    stamp_shift: 31,
+    tag_buckets: 256,
+    answer_buckets: 512,
     ..Settings::PLAIN
 };
+
+/// How the flows of a connection stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The client has proved that it hears the backend.
+    Established,
+    /// It has not.
+    Unfinished,
+}
 
 /// How many services and how many backends the tables have room for.
 pub const ROOM: u32 = 8;
@@ -41,8 +55,10 @@ pub struct Service {
     pub forward: u8,
     /// The limit to segment sizes, or zero.
     pub max_mss: u16,
-    /// The backends' numbers in turn.
-    pub sequence: Vec<u32>,
+    /// How it chooses.
+    pub policy: Policy,
+    /// Its slots: the backends' numbers, and in the high half weights.
+    pub sequence: Vec<u64>,
 }
 
 /// A backend.
@@ -56,6 +72,8 @@ pub struct Member {
     pub protocol: u8,
     /// The number of its service.
     pub service: u32,
+    /// Bits of `lb_common::abi::backend`.
+    pub flags: u8,
 }
 
 /// What the balancer is told.
@@ -67,9 +85,6 @@ pub struct World {
     pub services: Vec<Service>,
     /// Their backends.
     pub backends: Vec<Member>,
-    /// How many flows each table takes on the host before it refuses; the
-    /// kernel's evict instead.
-    pub room_for_flows: usize,
     /// How much room there is in front of a frame on the host.
     pub headroom: usize,
 }
@@ -81,7 +96,6 @@ impl World {
             settings: STEADY,
             services: Vec::new(),
             backends: Vec::new(),
-            room_for_flows: usize::MAX,
             headroom: HEADROOM,
         }
     }
@@ -100,7 +114,8 @@ impl World {
             protocol,
             forward,
             max_mss: 0,
-            sequence: sequence.to_vec(),
+            policy: Policy::default(),
+            sequence: sequence.iter().map(|&backend| u64::from(backend)).collect(),
         });
         self
     }
@@ -113,6 +128,23 @@ impl World {
         self
     }
 
+    /// With this policy of the last service, and these slots.
+    pub fn policy(mut self, policy: Policy, slots: &[u64]) -> Self {
+        if let Some(service) = self.services.last_mut() {
+            service.policy = policy;
+            service.sequence = slots.to_vec();
+        }
+        self
+    }
+
+    /// With these marks on the last backend besides.
+    pub fn marked(mut self, flags: u8) -> Self {
+        if let Some(member) = self.backends.last_mut() {
+            member.flags |= flags;
+        }
+        self
+    }
+
     /// And this backend of the last service, with the next number.
     pub fn backend(mut self, address: &'static str) -> Self {
         let service = self.services.last();
@@ -121,6 +153,7 @@ impl World {
             address,
             protocol: service.map_or(TCP, |service| service.protocol),
             service: service.map_or(0, |service| service.number),
+            flags: backend::USED | backend::UP | backend::OPEN,
         });
         self
     }
@@ -131,16 +164,28 @@ impl World {
         self
     }
 
-    /// With flow tables that refuse more than this many entries.
-    pub fn room_for_flows(mut self, entries: usize) -> Self {
-        self.room_for_flows = entries;
-        self
-    }
-
     /// With a driver that leaves this much room in front of a frame.
     pub fn headroom(mut self, bytes: usize) -> Self {
         self.headroom = bytes;
         self
+    }
+
+    /// The `PORTS` table as the controller would write it: words that are not
+    /// zero.
+    pub fn ports(&self) -> BTreeMap<u32, u64> {
+        let mut words = BTreeMap::new();
+        for (endpoint, party) in self.endpoints() {
+            for (role, first) in [
+                (role::SERVICE, ports::SERVICES),
+                (role::BACKEND, ports::BACKENDS),
+            ] {
+                if party.roles & role != 0 {
+                    let (word, bit) = ports::place(first, endpoint.port.get());
+                    *words.entry(word).or_default() |= bit;
+                }
+            }
+        }
+        words
     }
 
     /// The `ENDPOINTS` table as the controller would write it: services,
@@ -190,7 +235,7 @@ impl Member {
             address: at.address,
             port: at.port,
             protocol: self.protocol,
-            flags: backend::USED | backend::UP,
+            flags: self.flags,
             service: self.service,
         }
     }
@@ -209,14 +254,19 @@ fn endpoint(text: &str, protocol: u8) -> Endpoint {
 /// Everything the tables hold that a packet can change.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct State {
-    /// Established flows; when they were last seen is left out.
+    /// Both directions of established connections, of `dsr` and `tunnel` the one
+    /// that there is. When they were last seen is left out, and where they stand.
     pub established: BTreeMap<FlowKey, Flow>,
-    /// Unfinished flows, likewise.
+    /// Of unfinished connections, likewise.
     pub unfinished: BTreeMap<FlowKey, Flow>,
     /// What first fragments said; when they came is left out.
     pub fragments: BTreeMap<FragmentKey, Fragment>,
     /// How many connections each service has scheduled.
     pub turns: BTreeMap<u32, u64>,
+    /// Live connections by backend, where there are any.
+    pub live: BTreeMap<u32, u64>,
+    /// Connections displaced, by [`lb_ebpf::Displaced`].
+    pub displaced: [u64; 3],
     /// Packets by verdict, where there were any.
     pub verdicts: BTreeMap<Verdict, u64>,
     /// Traffic by service, where there was any.
@@ -228,6 +278,28 @@ pub struct State {
 }
 
 impl State {
+    /// Fills in the flows of a table of connections.
+    pub fn read_flows(&mut self, memory: &impl Memory) {
+        for place in 0..connections::places(memory) {
+            let Some((key, mut flow)) = connections::at(memory, place) else {
+                continue;
+            };
+            let stage = if flow.life.state & ESTABLISHED != 0 {
+                &mut self.established
+            } else {
+                &mut self.unfinished
+            };
+            flow.place = 0;
+            flow.life.seen = 0;
+            flow.life.version = 0;
+            flow.life.state &= !(ESTABLISHED | ONE_WAY);
+            stage.insert(key, flow);
+            if !flow.one_way() {
+                stage.insert(twin_key(&key, &flow), twin(&key, &flow));
+            }
+        }
+    }
+
     /// The flows of this stage.
     pub fn flows(&self, stage: Stage) -> &BTreeMap<FlowKey, Flow> {
         match stage {
@@ -267,8 +339,8 @@ pub trait Side {
     /// A frame comes in by this interface.
     fn arrive(&mut self, frame: &[u8], ingress: u32) -> Result<Outcome>;
 
-    /// A flow entry is lost, as when its table evicts it.
-    fn lose(&mut self, stage: Stage, key: &FlowKey) -> Result<()>;
+    /// The connection whose client's packets have this key is lost.
+    fn lose(&mut self, key: &FlowKey) -> Result<()>;
 
     /// What the tables hold.
     fn state(&self) -> Result<State>;

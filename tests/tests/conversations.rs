@@ -5,16 +5,17 @@
 //! The conversations follow from a seed, which is printed; `LB_TEST_SEED=N`
 //! takes another one. Their number is fixed: nothing here is measured by time.
 
+use std::collections::BTreeMap;
 use std::env;
 
 use anyhow::{Context as _, Result, ensure};
 use fastrand::Rng;
 use lb_common::abi::{Flow, FlowKey, Settings, TCP, UDP, forward};
 use lb_common::flow::{
+    ended,
     tcp_flag::{ACK, FIN, RST, SYN},
     twin, twin_key,
 };
-use lb_ebpf::Stage;
 use tests::frame::{Frame, along, key};
 use tests::host::Host;
 use tests::kernel::{Kernel, in_namespace};
@@ -214,12 +215,17 @@ fn segment(rng: &mut Rng, frame: Frame, acknowledged: u32) -> Frame {
 }
 
 fn lose_any(rng: &mut Rng, state: &State, host: &mut Host, kernel: &mut Kernel) -> Result<()> {
-    let stage = [Stage::Established, Stage::Unfinished][rng.usize(0..2)];
-    let Some(key) = rng.choice(state.flows(stage).keys()) else {
+    let stage = [&state.established, &state.unfinished][rng.usize(0..2)];
+    let forward: Vec<&FlowKey> = stage
+        .iter()
+        .filter(|(_, flow)| !flow.is_reply())
+        .map(|(key, _)| key)
+        .collect();
+    let Some(key) = rng.choice(forward) else {
         return Ok(());
     };
-    host.lose(stage, key)?;
-    kernel.lose(stage, key)
+    host.lose(key)?;
+    kernel.lose(key)
 }
 
 fn flow<'a>(state: &'a State, key: &FlowKey) -> Option<&'a Flow> {
@@ -229,31 +235,32 @@ fn flow<'a>(state: &'a State, key: &FlowKey) -> Option<&'a Flow> {
         .or_else(|| state.unfinished.get(key))
 }
 
-/// Each entry's other half stands in the same table and leads back; a client
-/// has one connection to a service, not one in each table.
+/// Every direction leads back to where it came from, a client has one connection
+/// to a service, and the counts of live ones are true.
 fn whole(state: &State) -> Result<()> {
-    for stage in [Stage::Established, Stage::Unfinished] {
-        for (key, flow) in state.flows(stage) {
-            let other = state.flows(stage).get(&twin_key(key, flow));
-            let other = other.with_context(|| format!("{key:?} in {stage:?} has no other half"))?;
-            let expected = Flow {
-                life: other.life,
-                ..twin(key, flow)
-            };
-            ensure!(
-                *other == expected,
-                "{key:?} in {stage:?} has another's half: {other:?}"
-            );
-            ensure!(
-                other.life.state == flow.life.state,
-                "the halves of {key:?} in {stage:?} differ: {flow:?} and {other:?}"
-            );
-        }
-    }
     let both = (state.established.keys()).find(|key| state.unfinished.contains_key(key));
     ensure!(
         both.is_none(),
         "{both:?} is both established and unfinished"
+    );
+    let mut live = BTreeMap::new();
+    for flows in [&state.established, &state.unfinished] {
+        for (key, flow) in flows {
+            let other = flows.get(&twin_key(key, flow));
+            let other = other.with_context(|| format!("{key:?} has no other direction"))?;
+            ensure!(
+                *other == twin(key, flow),
+                "{key:?} has another's other direction: {other:?}"
+            );
+            if !flow.is_reply() && !ended(flow.life.state) {
+                *live.entry(flow.backend).or_default() += 1;
+            }
+        }
+    }
+    ensure!(
+        live == state.live,
+        "{live:?} live, but {:?} were counted",
+        state.live
     );
     Ok(())
 }

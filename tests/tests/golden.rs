@@ -129,7 +129,7 @@ fn run(case: &Case, side: &mut impl Side) -> Result<()> {
 
 fn take(step: &Step, side: &mut impl Side, before: &State) -> Result<()> {
     match step {
-        Step::Loses(stage, key) => side.lose(*stage, key),
+        Step::Loses(key) => side.lose(key),
         Step::Then(says, holds) => {
             ensure!(holds(before), "it is not so that: {says}\n{before:#?}");
             Ok(())
@@ -171,7 +171,7 @@ fn states(case: &Case, side: &mut impl Side) -> Result<Vec<State>> {
     let mut states = vec![side.state()?];
     for step in &case.steps {
         match step {
-            Step::Loses(stage, key) => side.lose(*stage, key)?,
+            Step::Loses(key) => side.lose(key)?,
             Step::Then(..) => {}
             Step::Arrives { on, frame, .. } => drop(side.arrive(frame, on.index)?),
         }

@@ -447,7 +447,7 @@ fn begin(side: &mut impl Side, arrival: &Arrival) -> Result<u64> {
     let mut count = 0;
     for step in &arrival.case.steps[..arrival.place] {
         match step {
-            Step::Loses(stage, key) => side.lose(*stage, key)?,
+            Step::Loses(key) => side.lose(key)?,
             Step::Then(..) => {}
             Step::Arrives { on, frame, .. } => {
                 side.arrive(frame, on.index)?;

@@ -1,20 +1,22 @@
-//! What two CPUs do at once, as the order in which their writes arrive. On the host, where the order can be chosen.
+//! What two CPUs do at once, as the order in which their writes arrive. On the
+//! host, where the order can be chosen: another CPU comes in between just before
+//! an exchange of this one.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 
-use anyhow::{Context as _, Result};
-use lb_common::Verdict;
+use anyhow::{Context as _, Result, ensure};
 use lb_common::abi::{
-    Backend, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Life, Party, Settings, TCP, Tagged,
-    forward,
+    Affinity, AffinityKey, AnswerBucket, Backend, Connection, Endpoint, Flow, Fragment,
+    FragmentKey, Party, Policy, Settings, TCP, TagBucket, Tagged, forward,
 };
-use lb_common::flow::{ANSWERED, BACKEND_FIN, CLIENT_FIN};
+use lb_common::flow::{BACKEND_FIN, CLIENT_FIN};
+use lb_common::{Be16, Verdict, Word};
 use lb_ebpf::steer::Attribution;
-use lb_ebpf::{Hop, RouteQuery, Stage, Tables};
+use lb_ebpf::{Displaced, Hop, Memory, RouteQuery, Shape, Tables, connections};
 use tests::frame::{Frame, key, tcp};
 use tests::host::{HEADROOM, Host, HostPacket, HostTables, room};
-use tests::network::{LAN, WAN};
-use tests::world::{Side as _, World};
+use tests::network::{Device, LAN, WAN};
+use tests::world::{STEADY, Side as _, World};
 
 const CLIENT: &str = "198.51.100.7:51000";
 const SERVICE: &str = "203.0.113.10:80";
@@ -23,152 +25,212 @@ const BACKEND: &str = "10.0.1.11:8080";
 
 #[test]
 fn the_fins_of_both_sides_noted_at_once_are_both_remembered() -> Result<()> {
-    let mut host = established()?;
-    let (forward, reply) = (key(TCP, CLIENT, SERVICE), key(TCP, BACKEND, SOURCE));
-    // The CPU with the client's FIN has read both halves and written one.
-    let noted = life(&host, CLIENT_FIN)?;
-    host.tables().note(Stage::Established, &forward, &noted);
-    // Now the CPU with the backend's FIN comes in between …
-    host.arrive(&tcp(BACKEND, SOURCE).fin().bytes(), LAN.index)?;
-    let state = host.state()?;
-    for (which, key) in [("forward", forward), ("reply", reply)] {
-        let flow = state.established.get(&key).context("a half is gone")?;
-        let both = ANSWERED | CLIENT_FIN | BACKEND_FIN;
-        assert_eq!(flow.life.state, both, "the {which} half");
-    }
+    let host = established()?;
+    let tables = host.tables();
+    // The CPU with the backend's FIN has read the connection; now that with the
+    // client's comes in between.
+    let meddled = Meddled::with(tables, |tables| {
+        arrive(tables, &WAN, &tcp(CLIENT, SERVICE).fin())
+    });
+    let verdict = process(&meddled, &LAN, &tcp(BACKEND, SOURCE).fin());
+    assert_eq!(verdict, Verdict::ReplyRedirect);
+    let state = tables.state();
+    let flow = state.established[&key(TCP, CLIENT, SERVICE)];
+    let both = CLIENT_FIN | BACKEND_FIN;
+    assert_eq!(flow.life.state & both, both);
+    assert!(
+        state.live.is_empty(),
+        "counted as ended once: {:?}",
+        state.live
+    );
     Ok(())
 }
 
 #[test]
-fn an_answer_noted_while_the_client_sends_again_is_not_forgotten() -> Result<()> {
-    let mut host = begun()?;
-    let (forward, reply) = (key(TCP, CLIENT, SERVICE), key(TCP, BACKEND, SOURCE));
-    let answered = Life {
-        proof: 78,
-        ..life(&host, ANSWERED)?
-    };
-    // The backend's SYN-ACK is noted in its own half alone, so far; the
-    // client's FIN is noted before the rest.
-    host.tables().note(Stage::Unfinished, &reply, &answered);
-    host.arrive(&tcp(CLIENT, SERVICE).fin().bytes(), WAN.index)?;
-    let state = host.state()?;
-    let flow = state.unfinished.get(&forward).context("a half is gone")?;
-    assert_eq!(flow.life.state, ANSWERED | CLIENT_FIN);
-    assert_eq!(flow.life.proof, 78);
+fn a_change_that_comes_late_leaves_the_next_connection_alone() -> Result<()> {
+    let host = established()?;
+    let tables = host.tables();
+    // Between the look and the note the connection is gone, and its place is
+    // another's.
+    let meddled = Meddled::with(tables, |tables| {
+        let mut flow = Flow::default();
+        let client = key(TCP, CLIENT, SERVICE);
+        ensure!(connections::of_client(tables, &client, &mut flow));
+        ensure!(connections::remove(tables, flow.place, flow.life.version));
+        arrive(tables, &WAN, &tcp(CLIENT, SERVICE).syn())
+    });
+    process(&meddled, &WAN, &tcp(CLIENT, SERVICE).fin());
+    let state = tables.state();
+    let flow = state.unfinished[&key(TCP, CLIENT, SERVICE)];
+    assert_eq!(flow.life.state, 0, "the FIN was the old one's");
+    assert_eq!(state.live.get(&0), Some(&1));
     Ok(())
 }
 
 #[test]
 fn a_port_that_another_takes_between_the_look_and_the_claim_is_left_to_it() -> Result<()> {
-    // The other's whole handshake passes in between: its reply half is
-    // unfinished no more and established only now.
-    let other = established()?;
-    let reply = key(TCP, BACKEND, SOURCE);
-    let half = other.state()?.established[&reply];
     let tables = HostTables::new(&world());
-    let meddled = Meddled {
-        tables: &tables,
-        first: Cell::new(Some((reply, half))),
-    };
-    let mut packet = HostPacket {
-        bytes: tcp("198.51.100.7:51001", SERVICE).syn().bytes(),
-        ingress: WAN.index,
-        headroom: HEADROOM,
-    };
-    let verdict = lb_ebpf::process(&mut packet, &meddled, &mut room());
+    let meddled = Meddled::after(&tables, 1, |tables| {
+        arrive(tables, &WAN, &tcp(CLIENT, SERVICE).syn())?;
+        arrive(tables, &LAN, &tcp(BACKEND, SOURCE).syn_ack(1).seq(77))?;
+        arrive(tables, &WAN, &tcp(CLIENT, SERVICE).ack(78))
+    });
+    let verdict = process(&meddled, &WAN, &tcp("198.51.100.7:51001", SERVICE).syn());
     assert_eq!(verdict, Verdict::PortsExhausted);
     let state = tables.state();
-    assert_eq!(state.established.get(&reply), Some(&half));
+    assert!(state.established.contains_key(&key(TCP, BACKEND, SOURCE)));
     assert!(state.unfinished.is_empty(), "{:#?}", state.unfinished);
+    assert_eq!(state.live.get(&0), Some(&1));
     Ok(())
 }
 
-/// Tables in which another CPU establishes an entry just before the first
-/// claim of this one.
-struct Meddled<'a> {
-    tables: &'a HostTables,
-    first: Cell<Option<(FlowKey, Flow)>>,
+#[test]
+fn a_place_that_another_takes_first_is_left_to_it() -> Result<()> {
+    let one = World::empty()
+        .with(Settings {
+            tag_buckets: 1,
+            ..STEADY
+        })
+        .service(TCP, forward::NAT, SERVICE, &[0])
+        .backend(BACKEND);
+    let tables = HostTables::new(&one);
+    let meddled = Meddled::with(&tables, |tables| {
+        (1..=15).try_for_each(|n| {
+            let client = format!("198.51.100.7:{}", 51_000 + n);
+            arrive(tables, &WAN, &tcp(&client, SERVICE).syn())
+        })
+    });
+    let verdict = process(&meddled, &WAN, &tcp(CLIENT, SERVICE).syn());
+    assert_eq!(verdict, Verdict::ForwardRedirect);
+    let state = tables.state();
+    assert_eq!(state.unfinished.len(), 32, "sixteen connections, both ways");
+    assert_eq!(state.live.get(&0), Some(&16));
+    Ok(())
 }
 
-impl Tables for Meddled<'_> {
-    fn claim(&self, stage: Stage, key: &FlowKey, flow: &Flow) -> bool {
-        if let Some((other, half)) = self.first.take() {
-            self.tables.keep(Stage::Established, &other, &half);
+/// What another CPU does.
+type Meddling<'a> = Box<dyn FnOnce(&HostTables) -> Result<()> + 'a>;
+
+/// Tables in which another CPU comes in between before an exchange.
+struct Meddled<'a> {
+    tables: &'a HostTables,
+    /// After how many exchanges, and what it does.
+    other: RefCell<Option<(usize, Meddling<'a>)>>,
+}
+
+impl<'a> Meddled<'a> {
+    fn with(tables: &'a HostTables, other: impl FnOnce(&HostTables) -> Result<()> + 'a) -> Self {
+        Self::after(tables, 0, other)
+    }
+
+    fn after(
+        tables: &'a HostTables,
+        exchanges: usize,
+        other: impl FnOnce(&HostTables) -> Result<()> + 'a,
+    ) -> Self {
+        Self {
+            tables,
+            other: RefCell::new(Some((exchanges, Box::new(other)))),
         }
-        self.tables.claim(stage, key, flow)
     }
 
-    fn settings(&self) -> Settings {
-        self.tables.settings()
+    fn meddle(&self) {
+        let due = self.other.borrow_mut().take();
+        match due {
+            Some((0, other)) => other(self.tables).expect("the other CPU's packets go through"),
+            Some((left, other)) => *self.other.borrow_mut() = Some((left - 1, other)),
+            None => {}
+        }
+    }
+}
+
+impl Memory for Meddled<'_> {
+    fn exchange(&self, word: &Word<u32>, old: u32, new: u32) -> bool {
+        self.meddle();
+        self.tables.exchange(word, old, new)
     }
 
-    fn now(&self) -> u32 {
-        self.tables.now()
+    fn exchange_wide(&self, word: &Word<u64>, old: u64, new: u64) -> bool {
+        self.meddle();
+        self.tables.exchange_wide(word, old, new)
     }
 
-    fn party(&self, endpoint: &Endpoint) -> Option<Party> {
-        self.tables.party(endpoint)
+    fn shape(&self) -> Shape {
+        self.tables.shape()
     }
 
-    fn next_backend(&self, service: u32) -> Option<u32> {
-        self.tables.next_backend(service)
+    fn tags(&self, bucket: u32) -> Option<&TagBucket> {
+        self.tables.tags(bucket)
     }
 
-    fn backend(&self, number: u32) -> Option<Backend> {
-        self.tables.backend(number)
+    fn connection(&self, place: u32) -> Option<&Connection> {
+        self.tables.connection(place)
     }
 
-    fn flow(&self, stage: Stage, key: &FlowKey) -> Option<&Flow> {
-        self.tables.flow(stage, key)
+    fn answers(&self, bucket: u32) -> Option<&AnswerBucket> {
+        self.tables.answers(bucket)
     }
 
-    fn keep(&self, stage: Stage, key: &FlowKey, flow: &Flow) -> bool {
-        self.tables.keep(stage, key, flow)
+    fn count_live(&self, backend: u32, by: i32) {
+        self.tables.count_live(backend, by);
     }
+}
 
-    fn note(&self, stage: Stage, key: &FlowKey, life: &Life) -> bool {
-        self.tables.note(stage, key, life)
-    }
+macro_rules! asked_of_the_tables {
+    ($(fn $name:ident($($argument:ident: $kind:ty),*) $(-> $answer:ty)?;)+) => {
+        impl Tables for Meddled<'_> {
+            $(fn $name(&self, $($argument: $kind),*) $(-> $answer)? {
+                self.tables.$name($($argument),*)
+            })+
+        }
+    };
+}
 
-    fn forget(&self, stage: Stage, key: &FlowKey) {
-        self.tables.forget(stage, key);
-    }
+asked_of_the_tables! {
+    fn settings() -> Settings;
+    fn now() -> u32;
+    fn party(endpoint: &Endpoint) -> Option<Party>;
+    fn port(first: u32, port: Be16) -> bool;
+    fn policy(service: u32) -> Policy;
+    fn slots(service: u32) -> u32;
+    fn slot(service: u32, place: u32) -> Option<u64>;
+    fn next_turn(service: u32) -> u64;
+    fn next_slot(service: u32) -> Option<u64>;
+    fn live(backend: u32) -> u32;
+    fn affinity(client: &AffinityKey) -> Option<Affinity>;
+    fn keep_affinity(client: &AffinityKey, affinity: &Affinity);
+    fn churned() -> u32;
+    fn churn();
+    fn displace(what: Displaced);
+    fn backend(number: u32) -> Option<Backend>;
+    fn fragment(key: &FragmentKey) -> Option<Fragment>;
+    fn keep_fragment(key: &FragmentKey, fragment: &Fragment);
+    fn fresh_id(place: u32) -> u32;
+    fn interface(frames: &Tagged) -> Option<u32>;
+    fn exit(interface: u32) -> Option<Tagged>;
+    fn next_hop(query: &mut RouteQuery, hop: &mut Hop) -> Result<(), Verdict>;
+    fn redirect(egress: u32) -> bool;
+    fn may_tell(why: Verdict) -> bool;
+    fn count(verdict: Verdict, whose: &Attribution, bytes: u64);
+}
 
-    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
-        self.tables.fragment(key)
-    }
+fn process(tables: &impl Tables, on: &Device, frame: &Frame) -> Verdict {
+    let mut packet = HostPacket {
+        bytes: frame.bytes(),
+        ingress: on.index,
+        headroom: HEADROOM,
+    };
+    lb_ebpf::process(&mut packet, tables, &mut room())
+}
 
-    fn keep_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
-        self.tables.keep_fragment(key, fragment);
-    }
-
-    fn fresh_id(&self, place: u32) -> u32 {
-        self.tables.fresh_id(place)
-    }
-
-    fn interface(&self, frames: &Tagged) -> Option<u32> {
-        self.tables.interface(frames)
-    }
-
-    fn exit(&self, interface: u32) -> Option<Tagged> {
-        self.tables.exit(interface)
-    }
-
-    fn next_hop(&self, query: &mut RouteQuery, hop: &mut Hop) -> Result<(), Verdict> {
-        self.tables.next_hop(query, hop)
-    }
-
-    fn may_tell(&self, why: Verdict) -> bool {
-        self.tables.may_tell(why)
-    }
-
-    fn redirect(&self, egress: u32) -> bool {
-        self.tables.redirect(egress)
-    }
-
-    fn count(&self, verdict: Verdict, whose: &Attribution, bytes: u64) {
-        self.tables.count(verdict, whose, bytes);
-    }
+/// A frame that goes through.
+fn arrive(tables: &HostTables, on: &Device, frame: &Frame) -> Result<()> {
+    let verdict = process(tables, on, frame);
+    ensure!(
+        verdict.action() == lb_common::Action::Redirect,
+        "{frame:?} ends as {verdict:?}"
+    );
+    Ok(())
 }
 
 /// One service by full-nat, one backend, one port between them.
@@ -178,31 +240,15 @@ fn world() -> World {
         .backend(BACKEND)
 }
 
-fn begun() -> Result<Host> {
+fn established() -> Result<Host> {
     let mut host = Host::new();
     host.begin(&world())?;
-    host.arrive(&tcp(CLIENT, SERVICE).syn().bytes(), WAN.index)?;
-    Ok(host)
-}
-
-fn established() -> Result<Host> {
-    let mut host = begun()?;
-    let answer: Frame = tcp(BACKEND, SOURCE).syn_ack(1).seq(77);
-    host.arrive(&answer.bytes(), LAN.index)?;
-    host.arrive(&tcp(CLIENT, SERVICE).ack(78).bytes(), WAN.index)?;
-    Ok(host)
-}
-
-/// The connection's life with these bits too.
-fn life(host: &Host, bits: u32) -> Result<Life> {
-    let forward = key(TCP, CLIENT, SERVICE);
     let tables = host.tables();
-    let flow = [Stage::Established, Stage::Unfinished]
-        .into_iter()
-        .find_map(|stage| tables.flow(stage, &forward))
-        .context("the connection is not known")?;
-    Ok(Life {
-        state: flow.life.state | bits,
-        ..flow.life
-    })
+    arrive(tables, &WAN, &tcp(CLIENT, SERVICE).syn())?;
+    arrive(tables, &LAN, &tcp(BACKEND, SOURCE).syn_ack(1).seq(77))?;
+    arrive(tables, &WAN, &tcp(CLIENT, SERVICE).ack(78))?;
+    let state = tables.state();
+    let known = state.established.get(&key(TCP, CLIENT, SERVICE));
+    known.context("the connection is not established")?;
+    Ok(host)
 }

@@ -279,7 +279,7 @@ fn sane(before: &[u8], after: &Outcome) -> Result<()> {
 fn play(steps: &[Step], side: &mut dyn Side) -> Result<()> {
     for step in steps {
         match step {
-            Step::Loses(stage, key) => side.lose(*stage, key)?,
+            Step::Loses(key) => side.lose(key)?,
             Step::Then(..) => {}
             Step::Arrives { on, frame, .. } => drop(side.arrive(frame, on.index)?),
         }

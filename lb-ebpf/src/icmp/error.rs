@@ -6,13 +6,14 @@ use lb_common::{Address, Be16, Verdict};
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use network_types::udp::UdpHdr;
 
+use crate::connections;
 use crate::guard;
 use crate::packet::{Icmp, Packet, Ports, Tcp};
 use crate::parse::{self, Family, Parsed, extension};
 use crate::rewrite::{self, nat};
 use crate::room::{Quoted, Room};
 use crate::route;
-use crate::tables::{Stage, Tables, endpoint};
+use crate::tables::{Tables, endpoint};
 
 pub(super) fn carry(
     packet: &mut impl Packet,
@@ -146,13 +147,15 @@ fn foreign(_: Verdict) -> Verdict {
 /// Finds the flow of the packets that answer the quoted one.
 #[inline(never)]
 fn find(tables: &impl Tables, room: &mut Room) -> Result<(), Verdict> {
-    let key = &room.quoted.answers;
-    let flow = tables
-        .flow(Stage::Established, key)
-        .or_else(|| tables.flow(Stage::Unfinished, key));
-    if let Some(flow) = flow {
-        room.flow = *flow;
-        room.whose.flow(flow);
+    let Room {
+        quoted,
+        flow,
+        whose,
+        ..
+    } = room;
+    let key = &quoted.answers;
+    if connections::of_client(tables, key, flow) || connections::of_backend(tables, key, flow) {
+        whose.flow(flow);
         return Ok(());
     }
     let sender = endpoint(key.dst, key.dst_port, key.protocol as u16);

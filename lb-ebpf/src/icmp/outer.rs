@@ -13,13 +13,14 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use super::tell::{self, Message};
 use super::{error, v4, v6};
+use crate::connections;
 use crate::guard;
 use crate::packet::{Ethernet, Icmp, Packet, Ports};
 use crate::parse::{Family, Parsed};
 use crate::rewrite::{self, tunnel};
 use crate::room::{Quoted, Room};
 use crate::route;
-use crate::tables::{Stage, Tables};
+use crate::tables::Tables;
 
 /// The codes that say that a host cannot be reached (RFC 792; RFC 4443, section
 /// 3.1: "address unreachable").
@@ -132,14 +133,19 @@ fn inside_v6(packet: &mut impl Packet, quoted: &mut Quoted) -> Result<(), Verdic
 /// destination.
 #[inline(never)]
 fn find(tables: &impl Tables, room: &mut Room) -> Result<(), Verdict> {
-    let key = &room.quoted.answers;
-    let flow = tables
-        .flow(Stage::Established, key)
-        .or_else(|| tables.flow(Stage::Unfinished, key))
-        .filter(|flow| flow.forward() == forward::TUNNEL && flow.dst == room.quoted.packet.dst)
-        .ok_or(Verdict::NotTransport)?;
-    room.flow = *flow;
-    room.whose.flow(flow);
+    let Room {
+        quoted,
+        flow,
+        whose,
+        ..
+    } = room;
+    if !connections::of_client(tables, &quoted.answers, flow)
+        || flow.forward() != forward::TUNNEL
+        || flow.dst != quoted.packet.dst
+    {
+        return Err(Verdict::NotTransport);
+    }
+    whose.flow(flow);
     Ok(())
 }
 

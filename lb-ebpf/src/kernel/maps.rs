@@ -3,25 +3,25 @@
 //! Capacities given here are placeholders; the loader sets them from the
 //! configuration. The names are the names of the pins.
 
-use core::intrinsics::{AtomicOrdering, atomic_xadd};
+use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 use core::mem::MaybeUninit;
 use core::ptr;
 
-use aya_ebpf::bindings::{BPF_F_INNER_MAP, BPF_NOEXIST, bpf_fib_lookup as Fib};
+use aya_ebpf::bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE, bpf_fib_lookup as Fib};
 use aya_ebpf::btf_maps::{
     Array, ArrayOfMaps, DevMapHash, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap,
 };
 use aya_ebpf::helpers::{bpf_fib_lookup, bpf_jiffies64};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
-use lb_common::Address;
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, DropKey, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Life,
-    Party, Policy, Settings, Tagged, Traffic, sequence,
+    Affinity, AffinityKey, AnswerBucket, Backend, Connection, DropKey, Endpoint, Fragment,
+    FragmentKey, Party, Policy, Settings, TagBucket, Tagged, Traffic, ports, sequence, shared,
 };
 use lb_common::verdict::{Action, VERDICT_SLOTS, Verdict};
+use lb_common::{Address, Be16, Word};
 use lb_ebpf::steer::Attribution;
-use lb_ebpf::{Hop, LinkAddress, Room, RouteQuery, Stage, Tables};
+use lb_ebpf::{Displaced, Hop, LinkAddress, Memory, Room, RouteQuery, Shape, Tables};
 
 #[btf_map]
 static ENDPOINTS: HashMap<Endpoint, Party, 1024> = HashMap::new();
@@ -35,9 +35,19 @@ static POLICIES: Array<Policy, 1024> = Array::new();
 #[btf_map]
 static AFFINITIES: LruHashMap<AffinityKey, Affinity, 1024> = LruHashMap::new();
 #[btf_map]
-static FLOWS: LruHashMap<FlowKey, Flow, 1024> = LruHashMap::new();
+static PORTS: Array<u64, { ports::WORDS as usize }> = Array::new();
 #[btf_map]
-static UNFINISHED: LruHashMap<FlowKey, Flow, 1024> = LruHashMap::new();
+static TAGS: Array<TagBucket, 64, MAPPED> = Array::new();
+#[btf_map]
+static CONNECTIONS: Array<Connection, 1024, MAPPED> = Array::new();
+#[btf_map]
+static ANSWERS: Array<AnswerBucket, 256, MAPPED> = Array::new();
+#[btf_map]
+static LIVE: Array<u64, 1024, MAPPED> = Array::new();
+#[btf_map]
+static SHARED: Array<u32, { shared::WORDS as usize }> = Array::new();
+#[btf_map]
+static DISPLACED: PerCpuArray<u64, 4> = PerCpuArray::new();
 #[btf_map]
 static DEVICES: DevMapHash<64> = DevMapHash::new();
 #[btf_map]
@@ -62,6 +72,9 @@ static EXITS: HashMap<u32, Tagged, 1024> = HashMap::new();
 static ROOM: PerCpuArray<Room, 1> = PerCpuArray::new();
 #[btf_map]
 static TOLD: PerCpuArray<Told, 2> = PerCpuArray::new();
+
+/// The controller maps these tables into its memory (`BPF_F_MMAPABLE`).
+const MAPPED: usize = BPF_F_MMAPABLE as usize;
 
 /// How many counters number datagrams; a power of two.
 const FRAGMENT_PLACES: usize = 1024;
@@ -111,6 +124,71 @@ mod fib {
 /// The tables as seen by one run of the program.
 pub(crate) struct KernelTables<'a>(pub(crate) &'a XdpContext);
 
+impl Memory for KernelTables<'_> {
+    #[inline(always)]
+    fn shape(&self) -> Shape {
+        let settings = self.settings();
+        Shape {
+            tag_buckets: settings.tag_buckets,
+            answer_buckets: settings.answer_buckets,
+            seed: settings.seed,
+        }
+    }
+
+    #[inline(always)]
+    fn tags(&self, bucket: u32) -> Option<&TagBucket> {
+        TAGS.get(bucket)
+    }
+
+    #[inline(always)]
+    fn connection(&self, place: u32) -> Option<&Connection> {
+        CONNECTIONS.get(place)
+    }
+
+    #[inline(always)]
+    fn answers(&self, bucket: u32) -> Option<&AnswerBucket> {
+        ANSWERS.get(bucket)
+    }
+
+    #[inline(always)]
+    fn exchange(&self, word: &Word<u32>, old: u32, new: u32) -> bool {
+        // SAFETY: a word of a map, aligned, that lives as long as the program
+        // runs and is only ever written whole.
+        let (_, done) = unsafe {
+            atomic_cxchg::<u32, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
+                word.as_ptr(),
+                old,
+                new,
+            )
+        };
+        done
+    }
+
+    #[inline(always)]
+    fn exchange_wide(&self, word: &Word<u64>, old: u64, new: u64) -> bool {
+        // SAFETY: as above.
+        let (_, done) = unsafe {
+            atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
+                word.as_ptr(),
+                old,
+                new,
+            )
+        };
+        done
+    }
+
+    #[inline(always)]
+    fn count_live(&self, backend: u32, by: i32) {
+        if let Some(count) = LIVE.get_ptr_mut(backend) {
+            // SAFETY: aligned in the map, lives as long as the program runs, and
+            // is only ever accessed atomically. Not relaxed: see `next_slot`.
+            unsafe {
+                atomic_xadd::<u64, u64, { AtomicOrdering::AcqRel }>(count, i64::from(by) as u64)
+            };
+        }
+    }
+}
+
 impl Tables for KernelTables<'_> {
     #[inline(always)]
     fn settings(&self) -> Settings {
@@ -133,71 +211,97 @@ impl Tables for KernelTables<'_> {
     }
 
     #[inline(always)]
-    fn next_backend(&self, service: u32) -> Option<u32> {
+    fn port(&self, first: u32, port: Be16) -> bool {
+        let (word, bit) = ports::place(first, port.get());
+        PORTS.get(word).is_some_and(|word| word & bit != 0)
+    }
+
+    #[inline(always)]
+    fn policy(&self, service: u32) -> Policy {
+        POLICIES.get(service).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn slots(&self, service: u32) -> u32 {
+        let length = SEQUENCES
+            .get(service)
+            .and_then(|words| words.get(sequence::LENGTH));
+        length.map_or(0, |length| *length as u32)
+    }
+
+    #[inline(always)]
+    fn slot(&self, service: u32, place: u32) -> Option<u64> {
+        SEQUENCES
+            .get(service)?
+            .get(sequence::FIRST.wrapping_add(place))
+            .copied()
+    }
+
+    #[inline(always)]
+    fn next_turn(&self, service: u32) -> u64 {
+        let cursor = SEQUENCES
+            .get(service)
+            .and_then(|words| words.get_ptr_mut(sequence::CURSOR));
+        let Some(cursor) = cursor else { return 0 };
+        // SAFETY: the word is aligned to 8 bytes in the map, lives as long as
+        // the program runs, and is only ever accessed atomically.
+        // Not relaxed: for that the compiler emits an addition that gives nothing back.
+        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::AcqRel }>(cursor, 1) }
+    }
+
+    #[inline(always)]
+    fn next_slot(&self, service: u32) -> Option<u64> {
         let words = SEQUENCES.get(service)?;
         let cursor = words.get_ptr_mut(sequence::CURSOR)?;
         let length = *words.get(sequence::LENGTH)?;
         if length == 0 {
             return None;
         }
-        // SAFETY: the word is aligned to 8 bytes in the map, lives as long as
-        // the program runs, and is only ever accessed atomically.
-        // Not relaxed: for that the compiler emits an addition that gives nothing back.
+        // SAFETY: as above.
         let turn = unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::AcqRel }>(cursor, 1) };
-        let slot = words.get(sequence::FIRST + (turn % length) as u32)?;
-        Some(*slot as u32)
+        words.get(sequence::FIRST + (turn % length) as u32).copied()
+    }
+
+    #[inline(always)]
+    fn live(&self, backend: u32) -> u32 {
+        LIVE.get(backend).map_or(0, |live| *live as u32)
+    }
+
+    #[inline(always)]
+    fn affinity(&self, client: &AffinityKey) -> Option<Affinity> {
+        // SAFETY: copied at once; every combination of bytes is a value.
+        unsafe { AFFINITIES.get(client) }.copied()
+    }
+
+    #[inline(always)]
+    fn keep_affinity(&self, client: &AffinityKey, affinity: &Affinity) {
+        // Refused, it is as if it had been evicted.
+        let _ = AFFINITIES.insert(client, affinity, 0);
+    }
+
+    #[inline(always)]
+    fn churned(&self) -> u32 {
+        SHARED.get(shared::CHURNED).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn churn(&self) {
+        let now = self.now() | 1;
+        if let Some(churned) = SHARED.get_ptr_mut(shared::CHURNED) {
+            // SAFETY: a word of a map; written without a reference, and whoever
+            // reads it sees an old or a new one.
+            unsafe { churned.write(now) };
+        }
+    }
+
+    #[inline(always)]
+    fn displace(&self, what: Displaced) {
+        add(DISPLACED.get_ptr_mut(what as u32), 1);
     }
 
     #[inline(always)]
     fn backend(&self, number: u32) -> Option<Backend> {
         BACKENDS.get(number).copied()
-    }
-
-    #[inline(always)]
-    fn flow(&self, stage: Stage, key: &FlowKey) -> Option<&Flow> {
-        match stage {
-            // SAFETY: a whole value that stays mapped while the program runs
-            // (RCU), and every combination of bytes is a value; an entry that
-            // is reused at this moment costs one packet, not memory safety.
-            Stage::Established => unsafe { FLOWS.get(key) },
-            // SAFETY: as above.
-            Stage::Unfinished => unsafe { UNFINISHED.get(key) },
-        }
-    }
-
-    #[inline(always)]
-    fn claim(&self, stage: Stage, key: &FlowKey, flow: &Flow) -> bool {
-        insert(stage, key, flow, u64::from(BPF_NOEXIST))
-    }
-
-    #[inline(always)]
-    fn keep(&self, stage: Stage, key: &FlowKey, flow: &Flow) -> bool {
-        insert(stage, key, flow, 0)
-    }
-
-    #[inline(always)]
-    fn note(&self, stage: Stage, key: &FlowKey, life: &Life) -> bool {
-        let found = match stage {
-            Stage::Established => FLOWS.get_ptr_mut(key),
-            Stage::Unfinished => UNFINISHED.get_ptr_mut(key),
-        };
-        let Some(flow) = found else { return false };
-        // SAFETY: a pointer to a whole value from the helper, so its field is
-        // in bounds.
-        let place = unsafe { &raw mut (*flow).life };
-        // SAFETY: as above; written without a reference, and a reader sees old
-        // or new words, each of which is a value.
-        unsafe { place.write(*life) };
-        true
-    }
-
-    #[inline(always)]
-    fn forget(&self, stage: Stage, key: &FlowKey) {
-        // Absent already is as good as removed.
-        let _ = match stage {
-            Stage::Established => FLOWS.remove(key),
-            Stage::Unfinished => UNFINISHED.remove(key),
-        };
     }
 
     #[inline(always)]
@@ -345,14 +449,6 @@ impl Tables for KernelTables<'_> {
         }
         tally(SERVICE_TRAFFIC.get_ptr_mut(whose.service), whose, bytes);
         tally(BACKEND_TRAFFIC.get_ptr_mut(whose.backend), whose, bytes);
-    }
-}
-
-#[inline(always)]
-fn insert(stage: Stage, key: &FlowKey, flow: &Flow, flags: u64) -> bool {
-    match stage {
-        Stage::Established => FLOWS.insert(key, flow, flags).is_ok(),
-        Stage::Unfinished => UNFINISHED.insert(key, flow, flags).is_ok(),
     }
 }
 

@@ -12,7 +12,7 @@ use lb_common::{Action, Verdict, abi};
 use super::types;
 use crate::config::{CheckKind, Via};
 use crate::controller::Controller;
-use crate::dataplane::{Flows, Mode};
+use crate::dataplane::{Mode, Table};
 use crate::events::Journal;
 use crate::events::ring::Page;
 use crate::health::{State, TargetId};
@@ -77,7 +77,6 @@ fn summary(controller: &Controller, place: usize) -> types::ServiceSummary {
 pub(super) fn detail(
     controller: &Controller,
     place: usize,
-    flows: &BTreeMap<u32, u64>,
 ) -> anyhow::Result<types::ServiceDetail> {
     let number = controller.plan[place].number;
     let check = &controller.config.services[place].check;
@@ -121,7 +120,7 @@ pub(super) fn detail(
         check,
         traffic: traffic(&controller.dataplane.service_traffic(number)?),
         drops: of_service,
-        backends: backends(controller, place, flows)?,
+        backends: backends(controller, place)?,
     })
 }
 
@@ -129,7 +128,6 @@ pub(super) fn detail(
 pub(super) fn backends(
     controller: &Controller,
     place: usize,
-    flows: &BTreeMap<u32, u64>,
 ) -> anyhow::Result<Vec<types::Backend>> {
     let service = &controller.desired[place];
     let plan = &controller.plan[place];
@@ -175,7 +173,7 @@ pub(super) fn backends(
                 }),
                 share: share.part,
                 slots: share.slots,
-                active_flows: flows.get(number).copied().unwrap_or(0),
+                active_flows: controller.dataplane.table().live(*number),
                 traffic: traffic(&controller.dataplane.backend_traffic(*number)?),
             })
         })
@@ -362,7 +360,7 @@ impl Names {
 
 /// `GET /v1/flows`
 pub(super) fn flows(
-    tables: &Flows,
+    table: &Table,
     names: &Names,
     service: Option<&str>,
     backend: Option<&str>,
@@ -373,8 +371,8 @@ pub(super) fn flows(
         total: 0,
         flows: Vec::new(),
     };
-    for (key, flow, established) in tables.forward() {
-        if now.over(&flow) {
+    for (key, flow, established) in table.all() {
+        if ended(flow.life.state) {
             continue;
         }
         let (of, to) = names.backend(flow.backend).unwrap_or_else(|| {
@@ -436,15 +434,6 @@ impl Now {
         let ticks = self.ticks.wrapping_sub(flow.life.seen).cast_signed().max(0);
         f64::from(ticks) / f64::from(self.hertz)
     }
-
-    /// Whether the connection has ended. Of one whose backend is not heard here
-    /// it is taken to have, when the client has ended its half and then been
-    /// silent for a while: as long as the backend still sends, it acknowledges.
-    pub(super) fn over(&self, flow: &Flow) -> bool {
-        const SILENCE_SECONDS: f64 = 10.0;
-        let half = flow.one_way() && flow.life.state & CLIENT_FIN != 0;
-        ended(flow.life.state) || half && self.idle_seconds(flow) >= SILENCE_SECONDS
-    }
 }
 
 fn protocol(number: u32) -> String {
@@ -454,35 +443,4 @@ fn protocol(number: u32) -> String {
         "udp"
     }
     .to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use bytemuck::Zeroable as _;
-    use lb_common::abi::forward;
-    use lb_common::flow::RESET;
-
-    #[test]
-    fn a_connection_seen_one_way_is_over_when_its_client_has_ended_it_and_fallen_silent() {
-        let now = Now {
-            ticks: 500,
-            hertz: 100,
-        };
-        for (forward, state, idle_seconds, over) in [
-            (forward::NAT, CLIENT_FIN, 3_600, false),
-            (forward::NAT, CLIENT_FIN | BACKEND_FIN, 0, true),
-            (forward::DSR, 0, 3_600, false),
-            (forward::DSR, CLIENT_FIN, 9, false),
-            (forward::DSR, CLIENT_FIN, 10, true),
-            (forward::TUNNEL, CLIENT_FIN, 11, true),
-            (forward::TUNNEL, RESET, 0, true),
-        ] {
-            let mut flow = Flow::zeroed();
-            flow.kind = u16::from(forward);
-            flow.life.state = state;
-            flow.life.seen = now.ticks.wrapping_sub(idle_seconds * now.hertz);
-            assert_eq!(now.over(&flow), over, "{forward} {state} {idle_seconds}");
-        }
-    }
 }

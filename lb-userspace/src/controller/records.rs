@@ -4,10 +4,10 @@
 //! more than a sentence: what came of a reload, which services have nobody to
 //! offer, what the counters say, and when drains end.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
+use lb_ebpf::Displaced;
 use log::debug;
 
 use super::{Controller, Refusal};
@@ -125,9 +125,9 @@ impl Controller {
         }
     }
 
-    /// Takes note of a count of live flows by backend number, and tells which
-    /// drains have ended by it.
-    pub fn flows_counted(&mut self, counts: &BTreeMap<u32, u64>) {
+    /// Tells which drains have ended.
+    fn flows_counted(&mut self) {
+        let table = self.dataplane.table();
         let mut drained = Vec::new();
         for (service, plan) in self.desired.iter().zip(&self.plan) {
             for (backend, number) in service.backends.iter().zip(&plan.backends) {
@@ -136,7 +136,7 @@ impl Controller {
                         service: service.name.clone(),
                         backend: backend.name.clone(),
                     };
-                    drained.push((id, counts.get(number).copied().unwrap_or(0)));
+                    drained.push((id, table.live(*number)));
                 }
             }
         }
@@ -152,6 +152,31 @@ impl Controller {
                 ),
             );
         }
+    }
+}
+
+impl Controller {
+    /// Takes over what the collector has counted on its last walk.
+    pub(super) fn take_census(&mut self, now: Instant) {
+        let census = self.collector.census();
+        let displaced = [Displaced::Handshake, Displaced::Port]
+            .into_iter()
+            .filter_map(|what| self.dataplane.displaced(what).ok())
+            .sum();
+        let before = self.displaced.replace((now, displaced));
+        let displaced_per_second = before.map_or(0, |(then, before)| {
+            let seconds = now.duration_since(then).as_secs_f64().max(0.001);
+            (displaced.saturating_sub(before) as f64 / seconds) as u64
+        });
+        let capacity = self.dataplane.flow_capacity();
+        self.gauges = Some(Gauges {
+            half_open: census.half_open,
+            half_open_capacity: capacity,
+            established: census.established,
+            capacity,
+            displaced_per_second,
+        });
+        self.flows_counted();
     }
 }
 

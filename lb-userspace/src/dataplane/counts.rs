@@ -1,9 +1,9 @@
-//! What the data path counted, and the flows it holds.
+//! What the data path counted.
 
 use anyhow::Context as _;
-use aya::maps::{HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{MapData, PerCpuArray};
 use bytemuck::{bytes_of, pod_read_unaligned};
-use lb_common::abi::{ABI_VERSION, DropKey, Flow, FlowKey, Traffic};
+use lb_common::abi::{DropKey, Traffic};
 
 use super::Dataplane;
 
@@ -40,42 +40,6 @@ impl Dataplane {
                 Ok((pod_read_unaligned(&key), counts.iter().sum()))
             })
             .collect()
-    }
-
-    /// A reader of the flow tables, for a thread of its own.
-    pub fn flows(&self) -> anyhow::Result<Flows> {
-        let folder = self.pin_path.join(format!("v{ABI_VERSION}"));
-        let open = |name: &str| -> anyhow::Result<HashMap<MapData, [u8; 40], [u8; 64]>> {
-            let data = MapData::from_pin(folder.join(name)).context("cannot open a flow table")?;
-            HashMap::try_from(Map::LruHashMap(data)).context("a flow table is of another form")
-        };
-        Ok(Flows {
-            established: open("FLOWS")?,
-            unfinished: open("UNFINISHED")?,
-        })
-    }
-}
-
-/// The flow tables, to be read while the data path writes them.
-pub struct Flows {
-    established: HashMap<MapData, [u8; 40], [u8; 64]>,
-    unfinished: HashMap<MapData, [u8; 40], [u8; 64]>,
-}
-
-impl Flows {
-    /// Every forward half; the flag says whether it is established. An entry
-    /// that goes while the table is read is left out.
-    pub fn forward(&self) -> impl Iterator<Item = (FlowKey, Flow, bool)> + '_ {
-        let tables = [(&self.established, true), (&self.unfinished, false)];
-        tables.into_iter().flat_map(|(table, established)| {
-            table
-                .iter()
-                .filter_map(Result::ok)
-                .filter_map(move |(key, flow)| {
-                    let flow: Flow = pod_read_unaligned(&flow);
-                    (!flow.is_reply()).then(|| (pod_read_unaligned(&key), flow, established))
-                })
-        })
     }
 }
 

@@ -6,18 +6,18 @@ use std::io;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use aya::maps::{Array, MapError, MapInfo};
-use lb_common::abi::ABI_VERSION;
+use aya::maps::{Array, Map, MapData, MapError, MapInfo};
+use lb_common::abi::{ABI_VERSION, Settings, shared};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use super::{PINNED, Sizes, lru_reserve};
+use super::{PINNED, Sizes};
 
 /// Whether there are tables of this version to adopt.
 pub fn adoptable(pin_path: &Path) -> bool {
     pin_path
         .join(format!("v{ABI_VERSION}"))
-        .join("FLOWS")
+        .join("CONNECTIONS")
         .exists()
 }
 
@@ -82,8 +82,13 @@ pub(super) fn refuse_other_versions(pin_path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Compares the pinned maps with what this program wants; gives their sizes.
-pub(super) fn adopt(folder: &Path, wanted: Sizes) -> anyhow::Result<(Sizes, Vec<String>)> {
+/// Compares the pinned maps with what this program wants; gives their sizes, and
+/// makes the settings those that the tables were made with.
+pub(super) fn adopt(
+    folder: &Path,
+    wanted: Sizes,
+    settings: &mut Settings,
+) -> anyhow::Result<(Sizes, Vec<String>)> {
     let mut entries = BTreeMap::new();
     for (name, key, value) in PINNED {
         let info = MapInfo::from_pin(folder.join(name)).with_context(|| {
@@ -109,13 +114,27 @@ pub(super) fn adopt(folder: &Path, wanted: Sizes) -> anyhow::Result<(Sizes, Vec<
         }
         actual
     };
-    let flows = entries["FLOWS"].saturating_sub(lru_reserve()) / 2;
+    settings.tag_buckets = entries["TAGS"];
+    settings.answer_buckets = entries["ANSWERS"];
+    let [seed, flows] = shared_words(folder, [shared::SEED, shared::FLOWS])?;
+    settings.seed = seed;
     let actual = Sizes {
         services: size("max_services", wanted.services, entries["SEQUENCES"]),
         backends: size("max_backends", wanted.backends, entries["BACKENDS"]),
         flows: size("max_flows", wanted.flows, flows),
     };
     Ok((actual, differ))
+}
+
+/// These words of the table `SHARED`.
+fn shared_words<const N: usize>(folder: &Path, places: [u32; N]) -> anyhow::Result<[u32; N]> {
+    let map = MapData::from_pin(folder.join("SHARED")).context("cannot open the table SHARED")?;
+    let words: Array<_, u32> = Array::try_from(Map::Array(map))?;
+    let mut read = [0; N];
+    for (word, place) in read.iter_mut().zip(places) {
+        *word = (words.get(&place, 0)).context("cannot read the table SHARED")?;
+    }
+    Ok(read)
 }
 
 #[cfg(test)]

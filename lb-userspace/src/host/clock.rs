@@ -24,6 +24,12 @@ pub fn ticks_per_second() -> u32 {
     hz(u32::try_from(tick.tv_nsec).unwrap_or(0))
 }
 
+/// By how many bits ticks are shifted to make the coarse stamp of the table of
+/// connections ([`lb_common::abi::tag`]): about a quarter of a second.
+pub fn stamp_shift(ticks_per_second: u32) -> u32 {
+    (ticks_per_second / 4).next_power_of_two().ilog2()
+}
+
 /// Now in kernel ticks: an estimate of the low 32 bits of `jiffies_64`.
 pub fn ticks_now(ticks_per_second: u32) -> u32 {
     let now = clock_gettime(ClockId::MonotonicCoarse);

@@ -3,7 +3,6 @@
 use lb_common::Verdict;
 use lb_common::abi::{DropKey, Settings, TCP, UDP, forward};
 use lb_common::flow::{ANSWERED, BACKEND_FIN, CLIENT_FIN, tcp_flag};
-use lb_ebpf::Stage;
 
 use super::{CASTS, Case, Cast, ISN, V4, V6, mode_name, protocol_name};
 use crate::frame::Frame;
@@ -26,8 +25,7 @@ pub(super) fn cases() -> Vec<Case> {
             }
         }
         cases.push(shares(cast));
-        cases.push(forward_half_lost(cast));
-        cases.push(reply_half_lost(cast));
+        cases.push(lost(cast));
     }
     cases.extend([
         wrong_proofs(),
@@ -36,11 +34,9 @@ pub(super) fn cases() -> Vec<Case> {
         unanswered_udp(),
         retransmitted(),
         counted(),
-        lost_half_learns(),
         proof_with_end(),
         both_at_once(),
         table_full(),
-        large_table_full(),
     ]);
     cases
 }
@@ -76,7 +72,7 @@ fn whole(cast: &Cast, protocol: u8, mode: u8, one_arm: bool) -> Case {
 }
 
 fn shares(cast: &Cast) -> Case {
-    let order = [0u32, 1, 0, 2, 1, 0];
+    let order = [0, 1, 0, 2, 1, 0];
     let says = format!(
         "weights 3:2:1 over {}: each connection to the next backend of the sequence, again and again",
         cast.family
@@ -102,59 +98,21 @@ fn shares(cast: &Cast) -> Case {
         .then_turns(12)
 }
 
-fn forward_half_lost(cast: &Cast) -> Case {
+fn lost(cast: &Cast) -> Case {
     let talk = cast.talk(TCP, forward::FULL_NAT, 51_000, 0);
+    let again = cast.talk(TCP, forward::FULL_NAT, 51_000, 1);
     let says = format!(
-        "the client's half is lost over {}: the backend's next packet makes it again",
+        "a connection that is lost over {} is lost both ways, until the client begins anew",
         cast.family
     );
-    Case::new(says, cast.world(TCP, forward::FULL_NAT).with(RESTLESS))
+    Case::new(says, cast.world(TCP, forward::FULL_NAT))
         .handshake(&talk)
-        .loses(Stage::Established, talk.forward_key())
-        .backend_sends(&talk, |frame| frame.ack(0x0102_0305).payload(b"hello"))
-        .then_flows(2, 0)
-        .client_sends(&talk, |frame| frame.ack(ISN + 6))
-        .then_turns(1)
-}
-
-fn reply_half_lost(cast: &Cast) -> Case {
-    let talk = cast.talk(TCP, forward::FULL_NAT, 51_000, 0);
-    let says = format!(
-        "the backend's half is lost over {}: its packets are late ones until the client's next makes it again",
-        cast.family
-    );
-    Case::new(says, cast.world(TCP, forward::FULL_NAT).with(RESTLESS))
-        .handshake(&talk)
-        .loses(Stage::Established, talk.reply_key())
+        .loses(talk.forward_key())
+        .then_flows(0, 0)
         .leaves_alone(&LAN, &talk.answers().ack(0x0102_0305), Verdict::OrphanReply)
-        .client_sends(&talk, |frame| frame.ack(ISN + 1).payload(b"anyone?"))
-        .backend_sends(&talk, |frame| frame.ack(0x0102_030c))
-        .then_flows(2, 0)
-}
-
-fn lost_half_learns() -> Case {
-    let talk = V4.talk(TCP, forward::FULL_NAT, 51_000, 0);
-    let again = V4.talk(TCP, forward::FULL_NAT, 51_000, 1);
-    let keys = (talk.forward_key(), talk.reply_key());
-    Case::new(
-        "a half that is made again knows what the packet that made it has changed",
-        V4.world(TCP, forward::FULL_NAT),
-    )
-    .handshake(&talk)
-    .loses(Stage::Established, talk.reply_key())
-    .client_sends(&talk, Frame::fin)
-    .then("both know of the FIN", move |state| {
-        let knows = |key| {
-            state
-                .established
-                .get(key)
-                .map(|flow| flow.life.state & CLIENT_FIN)
-        };
-        knows(&keys.0) == Some(CLIENT_FIN) && knows(&keys.1) == Some(CLIENT_FIN)
-    })
-    .backend_sends(&talk, Frame::fin)
-    .client_sends(&again, Frame::syn)
-    .then_turns(2)
+        .leaves_alone(&LAN, &talk.asks().ack(ISN + 1), Verdict::NoFlow)
+        .handshake(&again)
+        .then_turns(2)
 }
 
 fn wrong_proofs() -> Case {
@@ -308,27 +266,25 @@ fn both_at_once() -> Case {
     })
 }
 
-fn table_full() -> Case {
-    let talk = V4.talk(TCP, forward::FULL_NAT, 51_000, 0);
-    Case::new(
-        "a table that has room for one half only takes none",
-        V4.world(TCP, forward::FULL_NAT).room_for_flows(1),
-    )
-    .host_only("the kernel's LRU tables evict the oldest entry instead of refusing")
-    .leaves_alone(&WAN, &talk.asks().syn(), Verdict::FlowTableFull)
-    .then_flows(0, 0)
-}
+/// A table of one bucket.
+pub(super) const SMALL: Settings = Settings {
+    tag_buckets: 1,
+    ..STEADY
+};
 
-fn large_table_full() -> Case {
+fn table_full() -> Case {
+    let world = V4.world(TCP, forward::NAT).with(SMALL);
+    let full = (0..16u16).fold(
+        Case::new(
+            "a table full of established connections takes no other, and loses none",
+            world,
+        ),
+        |case, n| case.handshake(&V4.talk(TCP, forward::NAT, 51_000 + n, usize::from(n) % 3)),
+    );
     let first = V4.talk(TCP, forward::NAT, 51_000, 0);
-    let second = V4.talk(TCP, forward::NAT, 51_001, 1);
-    Case::new(
-        "a connection that finds the large table full goes on in the small one",
-        V4.world(TCP, forward::NAT).room_for_flows(3),
-    )
-    .host_only("the kernel's LRU tables evict the oldest entry instead of refusing")
-    .handshake(&first)
-    .handshake(&second)
-    .then_flows(2, 2)
-    .backend_sends(&second, |frame| frame.ack(1))
+    let late = V4.talk(TCP, forward::NAT, 52_000, 1);
+    full.then_flows(32, 0)
+        .leaves_alone(&WAN, &late.asks().syn(), Verdict::FlowTableFull)
+        .then_flows(32, 0)
+        .client_sends(&first, |frame| frame.ack(ISN + 1))
 }

@@ -5,6 +5,7 @@ use lb_common::Verdict;
 use lb_common::abi::{TCP, UDP, forward};
 use lb_common::flow::tcp_flag::{ACK, FIN, RST, SYN};
 
+use super::connection::SMALL;
 use super::{CASTS, Case, Cast, ISN, Talk, V4, V6, protocol_name};
 use crate::frame::{Frame, IcmpError, tcp, udp};
 use crate::network::{LAN, NARROW, WAN};
@@ -174,7 +175,7 @@ fn nothing_to_begin_with(cast: &Cast) -> Case {
 }
 
 fn shares(cast: &Cast) -> Case {
-    let order = [0u32, 1, 0, 2];
+    let order = [0, 1, 0, 2];
     let mut world = cast.world(UDP, forward::DSR);
     world.services[0].sequence = order.to_vec();
     let says = format!(
@@ -306,14 +307,17 @@ fn too_big(backend: &'static str, fits: usize) -> Case {
 }
 
 fn table_full() -> Case {
-    let talk = V4.talk(UDP, forward::DSR, 51_000, 0);
-    let second = udp("198.51.100.7:51001", V4.service).payload(b"?");
-    let case = Case::new(
-        "by dsr a flow table that refuses an entry refuses the connection",
-        V4.world(UDP, forward::DSR).room_for_flows(1),
-    )
-    .host_only("the kernel's tables evict, they do not refuse");
-    taken(case, &talk, talk.asks().payload(b"?"))
-        .leaves_alone(&WAN, &second, Verdict::FlowTableFull)
-        .then_flows(0, 1)
+    let mut case = Case::new(
+        "by dsr a full table refuses the connection",
+        V4.world(UDP, forward::DSR).with(SMALL),
+    );
+    for n in 0..16u16 {
+        let talk = V4.talk(UDP, forward::DSR, 51_000 + n, usize::from(n) % 3);
+        case = taken(case, &talk, talk.asks().payload(b"?"));
+        case = taken(case, &talk, talk.asks().payload(b"!"));
+    }
+    let late = udp("198.51.100.7:52000", V4.service).payload(b"?");
+    case.then_flows(16, 0)
+        .leaves_alone(&WAN, &late, Verdict::FlowTableFull)
+        .then_flows(16, 0)
 }

@@ -3,7 +3,6 @@
 use lb_common::Verdict;
 use lb_common::abi::{Settings, TCP, UDP, forward};
 use lb_common::flow::tcp_flag;
-use lb_ebpf::Stage;
 
 use super::connection::RESTLESS;
 use super::{CASTS, Case, Cast, ISN, V4, V6};
@@ -21,7 +20,7 @@ pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for cast in CASTS {
         cases.extend([
-            left_over(cast),
+            half_open_port(cast),
             both_fins(cast),
             one_fin(cast),
             refused(cast),
@@ -135,32 +134,32 @@ fn exhausted(cast: &Cast) -> Case {
     let first = cast.talk(TCP, forward::FULL_NAT, 51_000, 0);
     let second = cast.talk(TCP, forward::FULL_NAT, 51_001, 0);
     let says = format!(
-        "the only port towards the backend is taken over {}, by a connection that is unfinished, then established",
+        "the only port towards the backend is taken over {} by an established connection",
         cast.family
     );
     Case::new(says, lone_backend(cast))
-        .client_sends(&first, Frame::syn)
-        .leaves_alone(&WAN, &second.asks().syn(), Verdict::PortsExhausted)
-        .then_flows(0, 2)
-        .backend_sends(&first, |frame| frame.syn_ack(0x0102_0305).seq(ISN))
-        .client_sends(&first, |frame| frame.ack(ISN + 1))
+        .handshake(&first)
         .leaves_alone(&WAN, &second.asks().syn(), Verdict::PortsExhausted)
         .then_flows(2, 0)
 }
 
-fn left_over(cast: &Cast) -> Case {
-    let talk = cast.talk(TCP, forward::FULL_NAT, 51_000, 0);
+fn half_open_port(cast: &Cast) -> Case {
+    let first = cast.talk(TCP, forward::FULL_NAT, 51_000, 0);
+    let second = cast.talk(TCP, forward::FULL_NAT, 51_001, 0);
     let says = format!(
-        "the client's half of an unfinished connection is lost over {}: its next SYN takes the half that is left over",
+        "the only port towards the backend is taken over {} by a connection that is half open: it gives way",
         cast.family
     );
     Case::new(says, lone_backend(cast))
-        .client_sends(&talk, Frame::syn)
-        .loses(Stage::Unfinished, talk.forward_key())
-        .client_sends(&talk, Frame::syn)
+        .client_sends(&first, Frame::syn)
+        .client_sends(&second, Frame::syn)
         .then_flows(0, 2)
-        .backend_sends(&talk, |frame| frame.syn_ack(0x0102_0305).seq(ISN))
-        .client_sends(&talk, |frame| frame.ack(ISN + 1))
+        .then("one was displaced for its port", |state| {
+            state.displaced == [0, 0, 1] && state.live.get(&0) == Some(&1)
+        })
+        .backend_sends(&second, |frame| frame.syn_ack(0x0102_0305).seq(ISN))
+        .client_sends(&second, |frame| frame.ack(ISN + 1))
+        .leaves_alone(&WAN, &first.asks().ack(ISN + 1), Verdict::NoFlow)
         .then_flows(2, 0)
 }
 

@@ -2,7 +2,6 @@
 
 use lb_common::Verdict;
 use lb_common::abi::{NOBODY, TCP, UDP, forward};
-use lb_ebpf::Stage;
 
 use super::connection::RESTLESS;
 use super::tunnel::Through;
@@ -355,7 +354,7 @@ fn flow_lost(cast: &Cast) -> Case {
     let pieces = said(&talk, 77);
     let case = Case::new(says, cast.world(UDP, forward::NAT));
     translated(case, &talk, &pieces[0], 0)
-        .loses(Stage::Unfinished, talk.forward_key())
+        .loses(talk.forward_key())
         .leaves_alone(&WAN, &pieces[1], Verdict::NoFlow)
         .then_turns(1)
 }
@@ -370,7 +369,7 @@ fn answer_lost(cast: &Cast) -> Case {
     let case = Case::new(says, cast.world(UDP, forward::FULL_NAT))
         .client_sends(&talk, |frame| frame.payload(b"?"));
     answered(case, &talk, &pieces[0], 0)
-        .loses(Stage::Unfinished, talk.reply_key())
+        .loses(talk.forward_key())
         .leaves_alone(&LAN, &pieces[1], Verdict::OrphanReply)
         .leaves_alone(&LAN, &pieces[0], Verdict::OrphanReply)
 }

@@ -2,17 +2,19 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::xdp::DevMapHash;
-use aya::maps::{Array, HashMap, Map, MapData, MapError, ProgramArray};
+use aya::maps::{Array, Map, MapData, ProgramArray};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::{bytes_of, cast};
-use lb_common::abi::{ABI_VERSION, Flow, FlowKey, Settings};
-use lb_common::flow::{twin, twin_key};
+use lb_common::abi::{ABI_VERSION, Settings};
+use lb_common::flow::ESTABLISHED;
 use lb_common::verdict::{Action, Verdict};
-use lb_userspace::dataplane::{self, Dataplane, Sizes};
+use lb_ebpf::{Memory as _, connections};
+use lb_userspace::dataplane::{self, Dataplane, Sizes, Table};
 use lb_userspace::host;
 use tests::network::LAN;
 
@@ -24,20 +26,24 @@ use crate::scene::{SERVICES, Service};
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-bench.o"));
 
 /// The balancer's tables, all of which are pinned.
-pub(crate) const TABLES: [&str; 10] = [
+pub(crate) const TABLES: [&str; 16] = [
     "ENDPOINTS",
     "BACKENDS",
     "SEQUENCES",
-    "FLOWS",
-    "UNFINISHED",
+    "POLICIES",
+    "AFFINITIES",
+    "PORTS",
+    "TAGS",
+    "CONNECTIONS",
+    "ANSWERS",
+    "LIVE",
+    "SHARED",
     "DEVICES",
     "VERDICTS",
     "SERVICE_TRAFFIC",
     "BACKEND_TRAFFIC",
     "DROPS",
 ];
-
-type Flows = HashMap<MapData, [u8; size_of::<FlowKey>()], [u8; size_of::<Flow>()]>;
 
 /// The balancer's tables as the daemon makes them, its program, and the
 /// wrapper around it.
@@ -46,8 +52,7 @@ pub(crate) struct Rig {
     dataplane: Dataplane,
     programs: Ebpf,
     plan: Array<MapData, [u8; size_of::<Plan>()]>,
-    established: Flows,
-    unfinished: Flows,
+    table: Arc<Table>,
     /// How many connections of each service are known.
     known: [u32; SERVICES.len()],
     // The kernel empties an array of programs that nobody holds open, and the
@@ -73,6 +78,14 @@ impl Rig {
         }
         let devices = Map::DevMapHash(pins.table("DEVICES")?);
         DevMapHash::try_from(devices)?.insert(LAN.index, LAN.index, None, 0)?;
+        let table = dataplane.table();
+        let shape = table.shape();
+        let settings = &Settings {
+            tag_buckets: shape.tag_buckets,
+            answer_buckets: shape.answer_buckets,
+            seed: shape.seed,
+            ..*settings
+        };
         let mut programs = EbpfLoader::new()
             .load(PROGRAMS)
             .context("cannot read the benchmark's programs")?;
@@ -85,8 +98,7 @@ impl Rig {
             settings: *settings,
             dataplane,
             plan: take(&mut programs, "PLAN")?.try_into()?,
-            established: Flows::try_from(Map::LruHashMap(pins.table("FLOWS")?))?,
-            unfinished: Flows::try_from(Map::LruHashMap(pins.table("UNFINISHED")?))?,
+            table,
             programs,
             known: [0; SERVICES.len()],
             _slots: slots,
@@ -102,10 +114,11 @@ impl Rig {
         let known = self.known[service.number as usize];
         for number in known..count {
             let (key, flow) = service.flow(number, self.settings.first_port, seen);
-            for (key, flow) in [(twin_key(&key, &flow), twin(&key, &flow)), (key, flow)] {
-                let (key, flow): ([u8; _], [u8; _]) = (cast(key), cast(flow));
-                self.established.insert(key, flow, 0)?;
-            }
+            ensure!(
+                self.table
+                    .enter(&key, &flow, seen >> self.settings.stamp_shift),
+                "there is no room for connection {number}"
+            );
         }
         self.known[service.number as usize] = known.max(count);
         Ok(())
@@ -113,11 +126,11 @@ impl Rig {
 
     /// Takes all unfinished connections away.
     pub(crate) fn clear_unfinished(&mut self) -> Result<()> {
-        let keys: Vec<_> = self.unfinished.keys().collect::<Result<_, _>>()?;
-        for key in keys {
-            match self.unfinished.remove(&key) {
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(error) => return Err(error.into()),
+        for place in 0..connections::places(&*self.table) {
+            if let Some((_, flow)) = connections::at(&*self.table, place)
+                && flow.life.state & ESTABLISHED == 0
+            {
+                connections::remove(&*self.table, place, flow.life.version);
             }
         }
         Ok(())
@@ -171,9 +184,13 @@ impl Rig {
         Ok(nanoseconds)
     }
 
-    /// How many entries the flow tables hold: established and unfinished.
+    /// How many connections the table holds: established and unfinished.
     pub(crate) fn entries(&self) -> [usize; 2] {
-        [&self.established, &self.unfinished].map(|table| table.keys().count())
+        let mut entries = [0, 0];
+        for (_, _, established) in self.table.all() {
+            entries[usize::from(!established)] += 1;
+        }
+        entries
     }
 
     /// What the kernel says that each table takes, in bytes.

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use lb_common::abi::{
     Backend, Endpoint, Flow, FlowKey, Life, Party, TCP, UDP, backend, forward, role,
 };
-use lb_common::flow::{ANSWERED, deltas};
+use lb_common::flow::{ANSWERED, ESTABLISHED, deltas};
 use lb_common::{Address, Be16};
 use lb_userspace::reconcile::Change;
 
@@ -144,14 +144,12 @@ impl Service {
             backend: self.first + place,
             service: self.number as u16,
             kind: u16::from(self.forward),
-            ip_delta: 0,
-            transport_delta: 0,
             life: Life {
                 seen,
-                proof: 0,
-                state: ANSWERED,
-                zero: 0,
+                state: ANSWERED | ESTABLISHED,
+                ..Life::default()
             },
+            ..Flow::default()
         };
         let (ip, transport) = deltas(&key, &flow);
         flow.ip_delta = ip.0;

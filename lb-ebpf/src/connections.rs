@@ -1,0 +1,960 @@
+//! The table of connections: how one is found, begun, and taken away.
+//!
+//! Three arrays of fixed size stand in shared memory ([`Memory`]). The data path
+//! on all CPUs and the controller work on them at the same time, and nobody
+//! locks anything.
+//!
+//! ```text
+//! TAGS         buckets of 16 words: hash | stamp | class       (one cache line)
+//! CONNECTIONS  an entry at the same place: ends, backend, life (one line for IPv4)
+//! ANSWERS      buckets of 8 words: hash | place                (nat and full-nat)
+//! ```
+//!
+//! **Finding.** A packet from a client can stand in two buckets, which the hash
+//! of its ends says. It is nearly always in the first: the second is for what
+//! the first has no comfortable room for ([`COMFORT`]). A packet from a backend
+//! finds the place in `ANSWERS` the same way. So a known packet costs two lines
+//! of memory, whichever way it goes, and both directions of a connection are one
+//! entry that cannot come apart.
+//!
+//! **Beginning.** Who makes a tag [`tag::BUSY`] by an exchange owns the place:
+//! it writes the entry, enters the answers, and publishes both by the tag. A full
+//! bucket gives up, in this order, a connection that has ended, the oldest
+//! first, or one whose client has proved nothing, the oldest first. One that is
+//! established is given up for nobody: with 32 of them the newcomer is refused.
+//! So a flood of forged clients displaces only its own.
+//!
+//! **Living.** What changes while a connection lives is one word, [`life`]: its
+//! state and the version of the entry. It is exchanged whole, so a change that
+//! comes late, when the place is already another's, finds another version and
+//! does nothing; and each change of state happens once, whoever sees it, so that
+//! the counts of live connections are exact. A reader compares the version
+//! before and after: what was written meanwhile it has not seen.
+//!
+//! [`life`]: Connection::life
+
+use lb_common::abi::{
+    ANSWER_WAYS, AnswerBucket, Connection, Flow, FlowKey, Life, TCP, TagBucket, UDP, connection,
+    forward, tag,
+};
+use lb_common::flow::{ONE_WAY, class, ended};
+use lb_common::{Address, Be16, Word};
+
+/// The memory that the table stands in: maps of the kernel for the data path,
+/// the same mapped by the controller, and vectors in the tests. A trait of its
+/// own because the controller has none of the other answers of
+/// [`crate::Tables`]. What several may write at once is
+/// exchanged.
+pub trait Memory {
+    /// How large the arrays are.
+    fn shape(&self) -> Shape;
+
+    /// The bucket of tags with this number, if there are as many.
+    fn tags(&self, bucket: u32) -> Option<&TagBucket>;
+
+    /// The connection at this place, if there are as many.
+    fn connection(&self, place: u32) -> Option<&Connection>;
+
+    /// The bucket of answers with this number, if there are as many.
+    fn answers(&self, bucket: u32) -> Option<&AnswerBucket>;
+
+    /// Writes the new value if the old one stands there; whether it did.
+    fn exchange(&self, word: &Word<u32>, old: u32, new: u32) -> bool;
+
+    /// The same for a wide word.
+    fn exchange_wide(&self, word: &Word<u64>, old: u64, new: u64) -> bool;
+
+    /// Counts a live connection of this backend more, or with -1 one less.
+    fn count_live(&self, backend: u32, by: i32);
+}
+
+/// How large the arrays of a table are, and what its hash begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// How many buckets of tags.
+    pub tag_buckets: u32,
+    /// How many buckets of answers.
+    pub answer_buckets: u32,
+    /// Unknown to outsiders, so that they cannot fill a bucket on purpose.
+    pub seed: u32,
+}
+
+/// The first bucket takes what comes until it has as many, and after that only
+/// what the second has no less of.
+const COMFORT: u32 = 12;
+
+/// How often an exchange is tried that another has spoiled.
+const TRIES: u32 = 3;
+
+const ODD: u32 = 1;
+const VERSION_SHIFT: u32 = 32;
+
+/// The hash of a packet's ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hash(u64);
+
+impl Hash {
+    /// Multiplies and folds word by word, as MurmurHash3's 64-bit finaliser does;
+    /// IPv4 has fewer words.
+    #[inline(always)]
+    pub const fn of(key: &FlowKey, seed: u32) -> Self {
+        let [a, b, c, d] = key.src.words();
+        let [e, f, g, h] = key.dst.words();
+        let ports = key.src_port.word() as u64 | (key.dst_port.word() as u64) << 16;
+        let mut hash = mix(seed as u64 ^ (d as u64 | (h as u64) << 32));
+        hash = mix(hash ^ (ports | (key.protocol as u64) << 32));
+        if !key.src.is_v4() {
+            hash = mix(hash ^ (a as u64 | (b as u64) << 32));
+            hash = mix(hash ^ (c as u64 | (g as u64) << 32));
+            hash = mix(hash ^ (e as u64 | (f as u64) << 32));
+        }
+        Self(hash)
+    }
+
+    /// One of so many buckets.
+    #[inline(always)]
+    const fn first(self, of: u32) -> u32 {
+        (((self.0 & 0xffff_ffff) * of as u64) >> 32) as u32
+    }
+
+    /// Another one, mostly.
+    #[inline(always)]
+    const fn second(self, of: u32) -> u32 {
+        (((self.0 >> 32) * of as u64) >> 32) as u32
+    }
+
+    /// The bits in a tag.
+    #[inline(always)]
+    const fn tag(self) -> u32 {
+        (self.0 >> 24) as u32 & tag::HASH
+    }
+
+    /// The high half of an answer.
+    #[inline(always)]
+    const fn mark(self) -> u64 {
+        self.0 & !0xffff_ffff
+    }
+
+    /// Where in a bucket to begin.
+    #[inline(always)]
+    const fn start(self) -> u32 {
+        self.0 as u32 % tag::WAYS
+    }
+}
+
+#[inline(always)]
+const fn mix(word: u64) -> u64 {
+    let word = (word ^ (word >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    let word = (word ^ (word >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    word ^ (word >> 33)
+}
+
+/// Finds the connection of a packet from a client, and what becomes of it.
+#[inline(always)]
+pub fn of_client(memory: &impl Memory, key: &FlowKey, flow: &mut Flow) -> bool {
+    let shape = memory.shape();
+    let hash = Hash::of(key, shape.seed);
+    look(memory, hash.first(shape.tag_buckets), hash, key, flow)
+        || look(memory, hash.second(shape.tag_buckets), hash, key, flow)
+}
+
+/// Finds the connection of a packet from a backend, and what becomes of it.
+#[inline(always)]
+pub fn of_backend(memory: &impl Memory, key: &FlowKey, flow: &mut Flow) -> bool {
+    let shape = memory.shape();
+    let hash = Hash::of(key, shape.seed);
+    look_back(memory, hash.first(shape.answer_buckets), hash, key, flow)
+        || look_back(memory, hash.second(shape.answer_buckets), hash, key, flow)
+}
+
+/// How many tags, or answers, of one bucket with the same bits of the hash are
+/// looked behind. That another one is behind two that are not it, where 24 bits
+/// agree by chance, happens to one connection in 10^12.
+const LOOKED_BEHIND: u32 = 2;
+
+#[inline(never)]
+fn look(memory: &impl Memory, bucket: u32, hash: Hash, key: &FlowKey, flow: &mut Flow) -> bool {
+    let Some(tags) = memory.tags(bucket) else {
+        return false;
+    };
+    let mut way = same_tag(tags, hash, hash.start(), tag::WAYS);
+    let mut behind = 0;
+    while behind < LOOKED_BEHIND && way < tag::WAYS {
+        if read(memory, bucket * tag::WAYS + way, key, flow) {
+            return true;
+        }
+        let left = hash.start().wrapping_sub(way).wrapping_sub(1) % tag::WAYS;
+        way = same_tag(tags, hash, way + 1, left);
+        behind += 1;
+    }
+    false
+}
+
+/// The first way with a tag of this hash, of so many from here on and round the
+/// end; [`tag::WAYS`] if there is none. Not inlined, and given as a sum with what
+/// the verifier does not know: so all ways are one to it.
+#[inline(never)]
+fn same_tag(tags: &TagBucket, hash: Hash, from: u32, count: u32) -> u32 {
+    let mut step = 0;
+    while step < tag::WAYS && step < count {
+        let way = from.wrapping_add(step) % tag::WAYS;
+        let found = tags.0[way as usize].load();
+        if found & tag::HASH == hash.tag() && found & tag::CLASS > tag::BUSY {
+            return way;
+        }
+        step += 1;
+    }
+    tag::WAYS
+}
+
+#[inline(never)]
+fn look_back(
+    memory: &impl Memory,
+    bucket: u32,
+    hash: Hash,
+    key: &FlowKey,
+    flow: &mut Flow,
+) -> bool {
+    let Some(answers) = memory.answers(bucket) else {
+        return false;
+    };
+    let mut way = same_mark(answers, hash, hash.start(), ANSWER_WAYS);
+    let mut behind = 0;
+    while behind < LOOKED_BEHIND && way < ANSWER_WAYS {
+        let place = place_of(answers.0[(way % ANSWER_WAYS) as usize].load());
+        if read_back(memory, place, key, flow) {
+            return true;
+        }
+        way = same_mark(answers, hash, way + 1, ways_left(hash, way));
+        behind += 1;
+    }
+    false
+}
+
+/// How many ways there are behind this one.
+#[inline(always)]
+const fn ways_left(hash: Hash, way: u32) -> u32 {
+    hash.start().wrapping_sub(way).wrapping_sub(1) % ANSWER_WAYS
+}
+
+/// The same as [`same_tag`] for answers.
+#[inline(never)]
+fn same_mark(answers: &AnswerBucket, hash: Hash, from: u32, count: u32) -> u32 {
+    let mut step = 0;
+    while step < ANSWER_WAYS && step < count {
+        let way = from.wrapping_add(step) % ANSWER_WAYS;
+        if is_mark(answers.0[way as usize].load(), hash) {
+            return way;
+        }
+        step += 1;
+    }
+    ANSWER_WAYS
+}
+
+#[inline(always)]
+const fn is_mark(word: u64, hash: Hash) -> bool {
+    word & !0xffff_ffff == hash.mark() && word as u32 != 0
+}
+
+#[inline(always)]
+const fn place_of(word: u64) -> u32 {
+    (word as u32).wrapping_sub(1)
+}
+
+/// Reads the connection at a place, if packets with this key are its client's.
+#[inline(always)]
+fn read(memory: &impl Memory, place: u32, key: &FlowKey, flow: &mut Flow) -> bool {
+    let Some(entry) = memory.connection(place) else {
+        return false;
+    };
+    let life = entry.life.load();
+    let marks = entry.service.load() >> 16;
+    if version(life) & ODD != 0
+        || entry.front_ports.load() != ports(key.src_port, key.dst_port)
+        || protocol(marks) != key.protocol
+        || address(entry, CLIENT, marks & connection::CLIENT_V4) != key.src
+        || address(entry, SERVICE, marks & connection::CLIENT_V4) != key.dst
+    {
+        return false;
+    }
+    common(entry, life, place, flow);
+    let forward = (marks & connection::FORWARD) as u8;
+    let [src_port, dst_port] = unpack(entry.back_ports.load());
+    let deltas = entry.deltas.load();
+    flow.src = if forward == forward::FULL_NAT {
+        key.dst
+    } else {
+        key.src
+    };
+    flow.dst = address(entry, BACKEND, marks & connection::BACKEND_V4);
+    flow.src_port = src_port;
+    flow.dst_port = dst_port;
+    flow.kind = u16::from(forward);
+    flow.ip_delta = deltas as u16;
+    flow.transport_delta = (deltas >> 16) as u16;
+    unchanged(entry, life)
+}
+
+/// Reads the connection at a place, if packets with this key are its backend's.
+#[inline(always)]
+fn read_back(memory: &impl Memory, place: u32, key: &FlowKey, flow: &mut Flow) -> bool {
+    let Some(entry) = memory.connection(place) else {
+        return false;
+    };
+    let life = entry.life.load();
+    if version(life) & ODD != 0 || !answers_with(entry, key) {
+        return false;
+    }
+    common(entry, life, place, flow);
+    let marks = entry.service.load() >> 16;
+    let [client, service] = unpack(entry.front_ports.load());
+    let deltas = !entry.deltas.load();
+    flow.src = address(entry, SERVICE, marks & connection::CLIENT_V4);
+    flow.dst = address(entry, CLIENT, marks & connection::CLIENT_V4);
+    flow.src_port = service;
+    flow.dst_port = client;
+    flow.kind = marks as u16 & connection::FORWARD as u16 | Flow::REPLY;
+    flow.ip_delta = deltas as u16;
+    flow.transport_delta = (deltas >> 16) as u16;
+    unchanged(entry, life)
+}
+
+/// Whether packets with this key are from the entry's backend, or would be.
+#[inline(always)]
+fn answers_with(entry: &Connection, key: &FlowKey) -> bool {
+    let marks = entry.service.load() >> 16;
+    let source = if marks & connection::FORWARD == u32::from(forward::FULL_NAT) {
+        SERVICE
+    } else {
+        CLIENT
+    };
+    entry.back_ports.load() == ports(key.dst_port, key.src_port)
+        && protocol(marks) == key.protocol
+        && address(entry, BACKEND, marks & connection::BACKEND_V4) == key.src
+        && address(entry, source, marks & connection::CLIENT_V4) == key.dst
+}
+
+#[inline(always)]
+fn common(entry: &Connection, life: u64, place: u32, flow: &mut Flow) {
+    flow.backend = entry.backend.load();
+    flow.service = entry.service.load() as u16;
+    flow.place = place;
+    flow.life = Life {
+        seen: entry.seen.load(),
+        proof: entry.proof.load(),
+        state: life as u32,
+        version: version(life),
+    };
+}
+
+/// Whether what was read is of one connection.
+#[inline(always)]
+fn unchanged(entry: &Connection, life: u64) -> bool {
+    version(entry.life.load()) == version(life)
+}
+
+#[inline(always)]
+const fn version(life: u64) -> u32 {
+    (life >> VERSION_SHIFT) as u32
+}
+
+const CLIENT: usize = 0;
+const SERVICE: usize = 1;
+const BACKEND: usize = 2;
+
+#[inline(always)]
+fn address(entry: &Connection, whose: usize, is_v4: u32) -> Address {
+    let low = entry.low[whose].load();
+    if is_v4 != 0 {
+        return Address::v4(low.to_ne_bytes());
+    }
+    let [a, b, c] = &entry.high[whose];
+    Address::from_words([a.load(), b.load(), c.load(), low])
+}
+
+#[inline(always)]
+const fn protocol(marks: u32) -> u32 {
+    if marks & connection::TCP != 0 {
+        TCP as u32
+    } else {
+        UDP as u32
+    }
+}
+
+#[inline(always)]
+const fn ports(first: Be16, second: Be16) -> u32 {
+    first.word() as u32 | (second.word() as u32) << 16
+}
+
+#[inline(always)]
+const fn unpack(ports: u32) -> [Be16; 2] {
+    [
+        Be16::from_wire((ports as u16).to_ne_bytes()),
+        Be16::from_wire(((ports >> 16) as u16).to_ne_bytes()),
+    ]
+}
+
+/// What a bucket offers to a newcomer. Ways that are not there are [`tag::WAYS`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Survey {
+    /// How many places are taken.
+    taken: u32,
+    /// The first free one.
+    free: u32,
+    /// The one whose connection ended first.
+    closed: u32,
+    /// How long ago, in stamps.
+    closed_age: u32,
+    /// The one whose handshake began first.
+    half_open: u32,
+    /// How long ago, in stamps.
+    half_open_age: u32,
+}
+
+/// A place that was taken for a newcomer.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seat {
+    /// The place.
+    pub place: u32,
+    /// What stood there: [`tag::FREE`], or the class of what was displaced.
+    pub displaced: u32,
+    /// For how many stamps it had been of this class.
+    pub age: u32,
+}
+
+/// Room for the search for a place.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Search {
+    surveys: [Survey; 2],
+    /// What was found.
+    pub seat: Seat,
+}
+
+/// Takes a place for a connection whose client's packets have this key: nobody
+/// else touches it until it is published ([`publish`]) or given up ([`abandon`]).
+/// What stood there is gone. False if the table is full.
+#[inline(never)]
+pub fn take(memory: &impl Memory, key: &FlowKey, stamp: u32, search: &mut Search) -> bool {
+    let shape = memory.shape();
+    let hash = Hash::of(key, shape.seed);
+    let [first, second] = [
+        hash.first(shape.tag_buckets),
+        hash.second(shape.tag_buckets),
+    ];
+    let mut tries = 0;
+    while tries < TRIES {
+        survey(memory, first, hash.start(), stamp, &mut search.surveys[0]);
+        survey(memory, second, hash.start(), stamp, &mut search.surveys[1]);
+        let (which, way, age) = best(&search.surveys);
+        if way >= tag::WAYS {
+            return false;
+        }
+        let bucket = if which == 0 { first } else { second };
+        search.seat.place = bucket * tag::WAYS + way;
+        search.seat.age = age;
+        if seize(memory, hash, search) {
+            return true;
+        }
+        tries += 1;
+    }
+    false
+}
+
+/// Makes the tag of the chosen place busy, and empties the place.
+#[inline(never)]
+fn seize(memory: &impl Memory, hash: Hash, search: &mut Search) -> bool {
+    let place = search.seat.place;
+    let Some(word) = tag_at(memory, place) else {
+        return false;
+    };
+    let old = word.load();
+    let displaced = old & tag::CLASS;
+    if displaced == tag::BUSY || displaced == tag::ESTABLISHED {
+        return false;
+    }
+    if !memory.exchange(word, old, hash.tag() | tag::BUSY) {
+        return false;
+    }
+    search.seat.displaced = displaced;
+    if displaced != tag::FREE {
+        empty(memory, place);
+    }
+    true
+}
+
+#[inline(always)]
+fn tag_at(memory: &impl Memory, place: u32) -> Option<&Word<u32>> {
+    let bucket = memory.tags(place / tag::WAYS)?;
+    Some(&bucket.0[(place % tag::WAYS) as usize])
+}
+
+#[inline(never)]
+fn survey(memory: &impl Memory, bucket: u32, start: u32, stamp: u32, found: &mut Survey) {
+    *found = Survey {
+        taken: 0,
+        free: tag::WAYS,
+        closed: tag::WAYS,
+        closed_age: 0,
+        half_open: tag::WAYS,
+        half_open_age: 0,
+    };
+    let Some(tags) = memory.tags(bucket) else {
+        return;
+    };
+    let mut step = 0;
+    while step < tag::WAYS {
+        let way = (start + step) % tag::WAYS;
+        consider(tags.0[way as usize].load(), way, stamp, found);
+        step += 1;
+    }
+}
+
+#[inline(never)]
+fn consider(tag: u32, way: u32, stamp: u32, found: &mut Survey) {
+    let class = tag & tag::CLASS;
+    if class == tag::FREE {
+        if found.free == tag::WAYS {
+            found.free = way;
+        }
+        return;
+    }
+    found.taken += 1;
+    let age = stamp.wrapping_sub(tag >> tag::STAMP_SHIFT) % tag::STAMPS;
+    if class == tag::CLOSED && (found.closed == tag::WAYS || age > found.closed_age) {
+        found.closed = way;
+        found.closed_age = age;
+    }
+    if class == tag::HALF_OPEN && (found.half_open == tag::WAYS || age > found.half_open_age) {
+        found.half_open = way;
+        found.half_open_age = age;
+    }
+}
+
+/// Which of the two buckets, the way there, and the age of what is displaced.
+#[inline(always)]
+const fn best([first, second]: &[Survey; 2]) -> (u32, u32, u32) {
+    let free = [first.free != tag::WAYS, second.free != tag::WAYS];
+    if free[0] && (first.taken <= COMFORT || first.taken <= second.taken || !free[1]) {
+        (0, first.free, 0)
+    } else if free[1] {
+        (1, second.free, 0)
+    } else if first.closed != tag::WAYS || second.closed != tag::WAYS {
+        older(
+            [first.closed, second.closed],
+            [first.closed_age, second.closed_age],
+        )
+    } else {
+        older(
+            [first.half_open, second.half_open],
+            [first.half_open_age, second.half_open_age],
+        )
+    }
+}
+
+#[inline(always)]
+const fn older(ways: [u32; 2], ages: [u32; 2]) -> (u32, u32, u32) {
+    if ways[1] == tag::WAYS || (ways[0] != tag::WAYS && ages[0] >= ages[1]) {
+        (0, ways[0], ages[0])
+    } else {
+        (1, ways[1], ages[1])
+    }
+}
+
+/// Takes what stands at a place whose tag the caller has made busy: from here on
+/// nobody finds it, and what others still want to note of it comes too late.
+#[inline(never)]
+fn empty(memory: &impl Memory, place: u32) {
+    let Some(entry) = memory.connection(place) else {
+        return;
+    };
+    let mut life = entry.life.load();
+    let mut tries = 0;
+    while tries < TRIES {
+        let next = u64::from(version(life) | ODD) << VERSION_SHIFT;
+        if memory.exchange_wide(&entry.life, life, next) {
+            break;
+        }
+        life = entry.life.load();
+        tries += 1;
+    }
+    if version(life) & ODD != 0 {
+        // It was never published.
+        return;
+    }
+    let state = life as u32;
+    if !ended(state) {
+        memory.count_live(entry.backend.load(), -1);
+    }
+    if state & ONE_WAY == 0 {
+        let answers = answers_key(entry);
+        unlist(memory, &answers, place);
+    }
+}
+
+/// The key of the packets from the entry's backend.
+#[inline(always)]
+fn answers_key(entry: &Connection) -> FlowKey {
+    let marks = entry.service.load() >> 16;
+    let source = if marks & connection::FORWARD == u32::from(forward::FULL_NAT) {
+        SERVICE
+    } else {
+        CLIENT
+    };
+    let [src_port, dst_port] = unpack(entry.back_ports.load());
+    FlowKey {
+        src: address(entry, BACKEND, marks & connection::BACKEND_V4),
+        dst: address(entry, source, marks & connection::CLIENT_V4),
+        src_port: dst_port,
+        dst_port: src_port,
+        protocol: protocol(marks),
+    }
+}
+
+/// Writes a connection into a place that was taken for it: what the client's
+/// packets have for a key, and what becomes of them.
+#[inline(never)]
+pub fn write(memory: &impl Memory, place: u32, key: &FlowKey, flow: &Flow) {
+    let Some(entry) = memory.connection(place) else {
+        return;
+    };
+    let odd = u64::from(version(entry.life.load()) | ODD);
+    entry.life.store(odd << VERSION_SHIFT);
+    let mark = |set: bool, mark: u32| if set { mark } else { 0 };
+    let marks = u32::from(flow.forward())
+        | mark(key.src.is_v4(), connection::CLIENT_V4)
+        | mark(flow.dst.is_v4(), connection::BACKEND_V4)
+        | mark(key.protocol == u32::from(TCP), connection::TCP);
+    entry.seen.store(flow.life.seen);
+    entry.proof.store(flow.life.proof);
+    entry.backend.store(flow.backend);
+    let service = u32::from(flow.service) | marks << 16;
+    entry.service.store(service);
+    let front = ports(key.src_port, key.dst_port);
+    entry.front_ports.store(front);
+    store(entry, CLIENT, &key.src);
+    store(entry, SERVICE, &key.dst);
+    store(entry, BACKEND, &flow.dst);
+    write_source(entry, flow);
+}
+
+/// Writes what depends on the source port.
+#[inline(always)]
+fn write_source(entry: &Connection, flow: &Flow) {
+    let back = ports(flow.src_port, flow.dst_port);
+    entry.back_ports.store(back);
+    let deltas = u32::from(flow.ip_delta) | u32::from(flow.transport_delta) << 16;
+    entry.deltas.store(deltas);
+}
+
+#[inline(always)]
+fn store(entry: &Connection, whose: usize, address: &Address) {
+    let [a, b, c, d] = address.words();
+    entry.low[whose].store(d);
+    let [x, y, z] = &entry.high[whose];
+    x.store(a);
+    y.store(b);
+    z.store(c);
+}
+
+/// No place.
+pub const NOWHERE: u32 = u32::MAX;
+
+/// The place that seems to have the packets from backends with this key, or
+/// [`NOWHERE`]. Only hashes are compared: that another's is taken for it happens
+/// once in 2^32, and makes a port look taken that is free.
+#[inline(never)]
+pub fn occupant(memory: &impl Memory, key: &FlowKey) -> u32 {
+    let shape = memory.shape();
+    let hash = Hash::of(key, shape.seed);
+    let place = marked(memory, hash.first(shape.answer_buckets), hash);
+    if place == NOWHERE {
+        marked(memory, hash.second(shape.answer_buckets), hash)
+    } else {
+        place
+    }
+}
+
+#[inline(never)]
+fn marked(memory: &impl Memory, bucket: u32, hash: Hash) -> u32 {
+    let Some(answers) = memory.answers(bucket) else {
+        return NOWHERE;
+    };
+    let way = same_mark(answers, hash, hash.start(), ANSWER_WAYS);
+    if way >= ANSWER_WAYS {
+        return NOWHERE;
+    }
+    place_of(answers.0[(way % ANSWER_WAYS) as usize].load())
+}
+
+/// Whether packets from backends with this key are another's than the connection
+/// at this place. One counts that is still being written, too.
+#[inline(never)]
+fn contested(memory: &impl Memory, key: &FlowKey, besides: u32) -> bool {
+    let shape = memory.shape();
+    let hash = Hash::of(key, shape.seed);
+    held(memory, hash.first(shape.answer_buckets), hash, key, besides)
+        || held(
+            memory,
+            hash.second(shape.answer_buckets),
+            hash,
+            key,
+            besides,
+        )
+}
+
+#[inline(never)]
+fn held(memory: &impl Memory, bucket: u32, hash: Hash, key: &FlowKey, besides: u32) -> bool {
+    let Some(answers) = memory.answers(bucket) else {
+        return false;
+    };
+    let mut way = same_mark(answers, hash, hash.start(), ANSWER_WAYS);
+    let mut behind = 0;
+    // One more, for the one that does not count.
+    while behind < LOOKED_BEHIND + 1 && way < ANSWER_WAYS {
+        let place = place_of(answers.0[(way % ANSWER_WAYS) as usize].load());
+        if place != besides
+            && memory
+                .connection(place)
+                .is_some_and(|entry| answers_with(entry, key))
+        {
+            return true;
+        }
+        way = same_mark(answers, hash, way + 1, ways_left(hash, way));
+        behind += 1;
+    }
+    false
+}
+
+/// Gives the packets from the backend with this key to the connection at this
+/// place, which has been written, for the flow's source port. False if they are
+/// another's, or there is no room.
+#[inline(never)]
+pub fn claim(memory: &impl Memory, answers: &FlowKey, place: u32, flow: &Flow) -> bool {
+    let Some(entry) = memory.connection(place) else {
+        return false;
+    };
+    write_source(entry, flow);
+    if !list(memory, answers, place) {
+        return false;
+    }
+    // Two who looked at the same time have both entered; at least one of them
+    // sees the other here, and gives way.
+    if !contested(memory, answers, place) {
+        return true;
+    }
+    unlist(memory, answers, place);
+    false
+}
+
+#[inline(never)]
+fn list(memory: &impl Memory, answers: &FlowKey, place: u32) -> bool {
+    let shape = memory.shape();
+    let hash = Hash::of(answers, shape.seed);
+    let word = hash.mark() | u64::from(place + 1);
+    replace(memory, hash.first(shape.answer_buckets), 0, word)
+        || replace(memory, hash.second(shape.answer_buckets), 0, word)
+}
+
+/// Takes the packets from the backend away again.
+#[inline(always)]
+pub fn unlist(memory: &impl Memory, answers: &FlowKey, place: u32) {
+    let shape = memory.shape();
+    let hash = Hash::of(answers, shape.seed);
+    let word = hash.mark() | u64::from(place + 1);
+    if !replace(memory, hash.first(shape.answer_buckets), word, 0) {
+        replace(memory, hash.second(shape.answer_buckets), word, 0);
+    }
+}
+
+/// Exchanges the first such word of a bucket.
+#[inline(never)]
+fn replace(memory: &impl Memory, bucket: u32, old: u64, new: u64) -> bool {
+    let Some(answers) = memory.answers(bucket) else {
+        return false;
+    };
+    let mut way = 0;
+    while way < ANSWER_WAYS {
+        let word = &answers.0[way as usize];
+        if word.load() == old && memory.exchange_wide(word, old, new) {
+            return true;
+        }
+        way += 1;
+    }
+    false
+}
+
+/// Lets the connection at a place that was taken and written live: it is found
+/// from here on.
+#[inline(never)]
+pub fn publish(memory: &impl Memory, place: u32, stamp: u32, state: u32) {
+    let (Some(entry), Some(word)) = (memory.connection(place), tag_at(memory, place)) else {
+        return;
+    };
+    if !ended(state) {
+        memory.count_live(entry.backend.load(), 1);
+    }
+    let even = u64::from(version(entry.life.load()).wrapping_add(1));
+    entry.life.store(even << VERSION_SHIFT | u64::from(state));
+    let hash = word.load() & tag::HASH;
+    word.store(hash | stamped(stamp, class(state)));
+}
+
+#[inline(always)]
+const fn stamped(stamp: u32, class: u32) -> u32 {
+    (stamp % tag::STAMPS) << tag::STAMP_SHIFT | class
+}
+
+/// Gives up a place that was taken and not published.
+#[inline(always)]
+pub fn abandon(memory: &impl Memory, place: u32) {
+    if let Some(word) = tag_at(memory, place) {
+        word.store(tag::FREE);
+    }
+}
+
+/// Takes the connection at a place away, if it still is the one with this
+/// version; whether it was.
+#[inline(never)]
+pub fn remove(memory: &impl Memory, place: u32, version_then: u32) -> bool {
+    let (Some(entry), Some(word)) = (memory.connection(place), tag_at(memory, place)) else {
+        return false;
+    };
+    let old = word.load();
+    if old & tag::CLASS <= tag::BUSY
+        || version_then & ODD != 0
+        || version(entry.life.load()) != version_then
+    {
+        return false;
+    }
+    if !memory.exchange(word, old, old & tag::HASH | tag::BUSY) {
+        return false;
+    }
+    // Since the comparison it may have become another's.
+    if version(entry.life.load()) != version_then {
+        word.store(old);
+        return false;
+    }
+    empty(memory, place);
+    word.store(tag::FREE);
+    true
+}
+
+/// Changes the state of a connection: these bits off, those on. What is not the
+/// connection that the flow was read off any more stays as it is.
+#[inline(never)]
+pub fn advance(memory: &impl Memory, flow: &Flow, off: u32, on: u32, stamp: u32) {
+    let Some(entry) = memory.connection(flow.place) else {
+        return;
+    };
+    let mut tries = 0;
+    while tries < TRIES {
+        let life = entry.life.load();
+        let state = life as u32;
+        let next = state & !off | on;
+        if version(life) != flow.life.version || next == state {
+            return;
+        }
+        let next_life = u64::from(version(life)) << VERSION_SHIFT | u64::from(next);
+        if memory.exchange_wide(&entry.life, life, next_life) {
+            if ended(state) != ended(next) {
+                let by = if ended(next) { -1 } else { 1 };
+                memory.count_live(flow.backend, by);
+            }
+            if class(state) != class(next) {
+                retag(memory, flow.place, stamp);
+            }
+            return;
+        }
+        tries += 1;
+    }
+}
+
+/// Writes the class of a connection into its tag.
+#[inline(never)]
+pub fn retag(memory: &impl Memory, place: u32, stamp: u32) {
+    let (Some(entry), Some(word)) = (memory.connection(place), tag_at(memory, place)) else {
+        return;
+    };
+    let mut tries = 0;
+    while tries < TRIES {
+        let old = word.load();
+        let life = entry.life.load();
+        if old & tag::CLASS <= tag::BUSY || version(life) & ODD != 0 {
+            return;
+        }
+        let class = class(life as u32);
+        if old & tag::CLASS == class
+            || memory.exchange(word, old, old & tag::HASH | stamped(stamp, class))
+        {
+            return;
+        }
+        tries += 1;
+    }
+}
+
+/// Notes that a connection lives.
+#[inline(always)]
+pub fn touch(memory: &impl Memory, place: u32, now: u32) {
+    if let Some(entry) = memory.connection(place) {
+        entry.seen.store(now);
+    }
+}
+
+/// Notes which acknowledgement proves that the client hears the backend.
+#[inline(always)]
+pub fn expect(memory: &impl Memory, place: u32, proof: u32) {
+    if let Some(entry) = memory.connection(place) {
+        entry.proof.store(proof);
+    }
+}
+
+/// The state and the version of an entry.
+#[inline(always)]
+pub fn stands(entry: &Connection) -> (u32, u32) {
+    let life = entry.life.load();
+    (life as u32, version(life))
+}
+
+/// Whether a connection is one of TCP.
+#[inline(always)]
+pub fn is_tcp(entry: &Connection) -> bool {
+    entry.service.load() >> 16 & connection::TCP != 0
+}
+
+/// Frees a place that was left busy, with this tag, by a process that ended in the
+/// middle of its work.
+pub fn release(memory: &impl Memory, place: u32, tag: u32) {
+    if let Some(word) = tag_at(memory, place) {
+        empty(memory, place);
+        memory.exchange(word, tag, tag::FREE);
+    }
+}
+
+/// The connection at this place, as its client's packets find it: their key and
+/// what becomes of them. For those who go through the whole table.
+pub fn at(memory: &impl Memory, place: u32) -> Option<(FlowKey, Flow)> {
+    let class = tag_at(memory, place)?.load() & tag::CLASS;
+    if class <= tag::BUSY {
+        return None;
+    }
+    let entry = memory.connection(place)?;
+    let marks = entry.service.load() >> 16;
+    let [src_port, dst_port] = unpack(entry.front_ports.load());
+    let key = FlowKey {
+        src: address(entry, CLIENT, marks & connection::CLIENT_V4),
+        dst: address(entry, SERVICE, marks & connection::CLIENT_V4),
+        src_port,
+        dst_port,
+        protocol: protocol(marks),
+    };
+    let mut flow = Flow::default();
+    read(memory, place, &key, &mut flow).then_some((key, flow))
+}
+
+/// How many places there are.
+pub fn places(memory: &impl Memory) -> u32 {
+    memory.shape().tag_buckets * tag::WAYS
+}

@@ -1,0 +1,206 @@
+//! The table of connections, mapped into this process.
+//!
+//! The arrays in which the data path keeps connections are ordinary memory to
+//! both sides: no system call is needed to read them, or to take a connection
+//! away. What may be done how is the data path's own code
+//! ([`lb_ebpf::connections`]); this is only the memory it works on.
+
+use std::path::Path;
+use std::ptr::{NonNull, null_mut};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use anyhow::{Context as _, ensure};
+use aya::maps::MapData;
+use lb_common::Word;
+use lb_common::abi::{AnswerBucket, Connection, Flow, FlowKey, TagBucket, tag};
+use lb_common::flow::{ESTABLISHED, twin_key};
+use lb_ebpf::connections::{self, Search};
+use lb_ebpf::{Memory, Shape};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+/// The tables that are mapped.
+pub const MAPPED: [&str; 4] = ["TAGS", "CONNECTIONS", "ANSWERS", "LIVE"];
+
+/// An array map of the kernel as memory.
+struct Region<T> {
+    first: NonNull<T>,
+    length: u32,
+}
+
+// SAFETY: the memory is shared with the kernel in any case; all of it consists of
+// words that are accessed whole.
+unsafe impl<T> Send for Region<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Region<T> {}
+
+impl<T> Region<T> {
+    fn map(map: &MapData) -> anyhow::Result<Self> {
+        let info = map.info().context("cannot ask the kernel about a table")?;
+        ensure!(
+            info.value_size() as usize == size_of::<T>(),
+            "a table has entries of {} bytes, not of {}",
+            info.value_size(),
+            size_of::<T>()
+        );
+        let length = info.max_entries();
+        let bytes = size_of::<T>() * length as usize;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping, at a place that the kernel chooses.
+        let memory = unsafe { mmap(null_mut(), bytes, protection, MapFlags::SHARED, map.fd(), 0) }
+            .context("cannot map a table into memory")?;
+        let first = NonNull::new(memory.cast()).context("a table was mapped to nowhere")?;
+        Ok(Self { first, length })
+    }
+
+    fn at(&self, place: u32) -> Option<&T> {
+        if place >= self.length {
+            return None;
+        }
+        // SAFETY: within the mapping, whose length in entries was just compared.
+        let entry = unsafe { self.first.add(place as usize) };
+        // SAFETY: the mapping lives as long as `self`; a page's beginning and the
+        // sizes of the entries align them; entries consist of words that may be
+        // written by others.
+        Some(unsafe { entry.as_ref() })
+    }
+}
+
+impl<T> Drop for Region<T> {
+    fn drop(&mut self) {
+        let bytes = size_of::<T>() * self.length as usize;
+        // SAFETY: the mapping is this one's own, and nobody borrows from it any more.
+        // That it cannot be taken away again hurts nobody.
+        let _ = unsafe { munmap(self.first.as_ptr().cast(), bytes) };
+    }
+}
+
+/// The table of connections.
+pub struct Table {
+    shape: Shape,
+    tags: Region<TagBucket>,
+    connections: Region<Connection>,
+    answers: Region<AnswerBucket>,
+    live: Region<Word<u64>>,
+}
+
+impl Table {
+    /// Maps the tables, which are lent by name; the seed is that of the data path.
+    pub fn new<'a>(
+        seed: u32,
+        table: impl Fn(&str) -> anyhow::Result<&'a MapData>,
+    ) -> anyhow::Result<Self> {
+        let [tags, connections, answers, live] = MAPPED;
+        let tags: Region<TagBucket> = Region::map(table(tags)?)?;
+        let connections: Region<Connection> = Region::map(table(connections)?)?;
+        let answers: Region<AnswerBucket> = Region::map(table(answers)?)?;
+        ensure!(
+            tags.length * tag::WAYS == connections.length,
+            "the tables of tags and of connections do not fit together"
+        );
+        Ok(Self {
+            shape: Shape {
+                tag_buckets: tags.length,
+                answer_buckets: answers.length,
+                seed,
+            },
+            tags,
+            connections,
+            answers,
+            live: Region::map(table(live)?)?,
+        })
+    }
+
+    /// The same for tables that are pinned in a folder.
+    pub fn pinned(seed: u32, folder: &Path) -> anyhow::Result<Self> {
+        let open = |name: &str| {
+            MapData::from_pin(folder.join(name))
+                .with_context(|| format!("cannot open the table {name}"))
+        };
+        let mut opened = Vec::new();
+        for name in MAPPED {
+            opened.push((name, open(name)?));
+        }
+        Self::new(seed, |name| {
+            let found = opened.iter().find(|(opened, _)| *opened == name);
+            found
+                .map(|(_, map)| map)
+                .with_context(|| format!("there is no table {name}"))
+        })
+    }
+
+    /// How many connections of a backend live.
+    pub fn live(&self, backend: u32) -> u64 {
+        // A connection that is counted on one CPU may have ended on another
+        // before: for a moment the sum may be less than nothing.
+        let count = self.live.at(backend).map_or(0, Word::load);
+        u64::try_from(count.cast_signed()).unwrap_or(0)
+    }
+
+    /// Enters a connection, as it was elsewhere. False if there is no room, or
+    /// another has its answers.
+    pub fn enter(&self, key: &FlowKey, flow: &Flow, stamp: u32) -> bool {
+        let mut search = Search::default();
+        if !connections::take(self, key, stamp, &mut search) {
+            return false;
+        }
+        let place = search.seat.place;
+        connections::write(self, place, key, flow);
+        let answers = twin_key(key, flow);
+        if !flow.one_way() && !connections::claim(self, &answers, place, flow) {
+            connections::abandon(self, place);
+            return false;
+        }
+        connections::publish(self, place, stamp, flow.life.state);
+        true
+    }
+}
+
+impl Table {
+    /// Every connection, and whether it is established.
+    pub fn all(&self) -> impl Iterator<Item = (FlowKey, Flow, bool)> + '_ {
+        (0..connections::places(self))
+            .filter_map(|place| connections::at(self, place))
+            .map(|(key, flow)| (key, flow, flow.life.state & ESTABLISHED != 0))
+    }
+}
+
+impl Memory for Table {
+    fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    fn tags(&self, bucket: u32) -> Option<&TagBucket> {
+        self.tags.at(bucket)
+    }
+
+    fn connection(&self, place: u32) -> Option<&Connection> {
+        self.connections.at(place)
+    }
+
+    fn answers(&self, bucket: u32) -> Option<&AnswerBucket> {
+        self.answers.at(bucket)
+    }
+
+    fn exchange(&self, word: &Word<u32>, old: u32, new: u32) -> bool {
+        // SAFETY: an aligned word that is borrowed, and only ever accessed whole.
+        let word = unsafe { AtomicU32::from_ptr(word.as_ptr()) };
+        word.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok()
+    }
+
+    fn exchange_wide(&self, word: &Word<u64>, old: u64, new: u64) -> bool {
+        // SAFETY: as above.
+        let word = unsafe { AtomicU64::from_ptr(word.as_ptr()) };
+        word.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok()
+    }
+
+    fn count_live(&self, backend: u32, by: i32) {
+        let Some(count) = self.live.at(backend) else {
+            return;
+        };
+        // SAFETY: as above.
+        let count = unsafe { AtomicU64::from_ptr(count.as_ptr()) };
+        count.fetch_add(i64::from(by).cast_unsigned(), Ordering::AcqRel);
+    }
+}
