@@ -4,10 +4,15 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
+use std::slice::from_ref;
+use std::time::{Duration, Instant};
 
 use aya::maps::MapInfo;
-use lb_common::abi::{ABI_VERSION, Settings, Tagged};
+use lb_common::abi::{ABI_VERSION, Policy, Settings, TCP, Tagged};
 use lb_userspace::dataplane::{Dataplane, Opened, Sizes, adoptable};
+use lb_userspace::model::{self, Backend, Service};
+use lb_userspace::reconcile::{self, Lingering, Measures};
+use lb_userspace::schedule::{self, Made};
 
 const SIZES: Sizes = Sizes {
     services: 16,
@@ -173,5 +178,49 @@ fn other_sizes_than_those_of_the_tables_are_told_and_not_taken() -> anyhow::Resu
         differs.starts_with("node.max_flows = 20000, but the tables in use hold 10000"),
         "{differs}"
     );
+    Ok(())
+}
+
+#[test]
+fn every_schedulers_slots_and_policy_outlive_the_daemon() -> anyhow::Result<()> {
+    let pins = Pins::new("policies");
+    let at = |text: &str| model::endpoint(text.parse().expect("an address"), u16::from(TCP));
+    let measures = Measures {
+        services: SIZES.services,
+        backends: SIZES.backends,
+        hertz: 1_000,
+    };
+    for scheduler in schedule::ALL.iter().rev() {
+        let web = Service {
+            scheduler,
+            affinity: Duration::from_secs(7 * 24 * 3600),
+            backends: vec![
+                Backend::new("web1", at("10.0.0.1:80"), 256),
+                Backend::new("web2", at("10.0.0.2:80"), 1),
+            ],
+            ..Service::new("web", at("203.0.113.10:80"))
+        };
+        let mut dataplane = pins.open(SIZES, false)?.dataplane;
+        let present = dataplane.read()?;
+        let planned = reconcile::plan(
+            from_ref(&web),
+            &present,
+            &mut Lingering::default(),
+            &mut Made::default(),
+            measures,
+            Instant::now(),
+        )?;
+        for change in reconcile::diff(&present, &planned.tables) {
+            dataplane.apply(&change)?;
+        }
+        drop(dataplane);
+        let again = pins.open(SIZES, false)?.dataplane.read()?;
+        assert_eq!(again, planned.tables, "{scheduler:?}");
+        let policy = Policy {
+            pick: scheduler.pick,
+            affinity_ticks: 604_800_000,
+        };
+        assert_eq!(again.policies[&0], policy);
+    }
     Ok(())
 }
