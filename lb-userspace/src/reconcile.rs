@@ -23,7 +23,7 @@ use lb_common::{Address, Be16};
 use thiserror::Error;
 
 use crate::model::{self, Service};
-use crate::schedule::{Made, Sequence, Share};
+use crate::schedule::{self, Made, Schedule};
 
 /// How long a backend that was taken out keeps its number, and its endpoint
 /// stays known.
@@ -129,7 +129,7 @@ pub enum Change {
     SetSequence {
         /// The service's number.
         service: u32,
-        /// As in [`Sequence::slots`].
+        /// As in [`crate::schedule::Sequence::slots`].
         slots: Vec<u64>,
     },
     /// A service has nothing to offer.
@@ -201,7 +201,7 @@ pub struct ServicePlan {
     /// The largest relative error of any backend's share; 0 when exact.
     pub share_error: f64,
     /// What each backend has of it, in the order given.
-    pub shares: Vec<Share>,
+    pub shares: Vec<schedule::Share>,
 }
 
 /// Lays the desired services out in tables, keeping the numbers of `present`.
@@ -227,10 +227,9 @@ pub fn plan(
             backends.push(place);
         }
         let candidates = service.candidates(&backends);
-        let sequence = made.sequence(service.listen, service.scheduler, candidates);
-        let shares = sequence.shares();
+        let schedule = made.schedule(service.listen, service.scheduler, candidates);
         for (wanted, place) in service.backends.iter().zip(&backends) {
-            let open = shares.contains_key(place);
+            let open = schedule.shares.contains_key(place);
             let entry = Backend {
                 address: wanted.endpoint.address,
                 port: wanted.endpoint.port,
@@ -240,8 +239,9 @@ pub fn plan(
             };
             tables.backends.insert(*place, entry);
         }
-        if !sequence.slots.is_empty() {
-            tables.sequences.insert(number, sequence.slots.clone());
+        let slots = &schedule.sequence.slots;
+        if !slots.is_empty() {
+            tables.sequences.insert(number, slots.clone());
         }
         let policy = policy(service, measures.hertz);
         if policy != Policy::default() {
@@ -260,26 +260,22 @@ pub fn plan(
             ..service.listen
         };
         party(&mut tables.parties, address).roles |= role::ADDRESS;
-        services.push(service_plan(number, backends, &sequence, &shares));
+        services.push(service_plan(number, backends, &schedule));
     }
-    made.keep(|service| desired.iter().any(|wanted| wanted.listen == *service));
+    let wanted: BTreeSet<Endpoint> = desired.iter().map(|service| service.listen).collect();
+    made.keep(|service| wanted.contains(service));
     linger(&mut tables, present, lingering, now);
     linger_endpoints(&mut tables, present, lingering, now);
     Ok(Plan { tables, services })
 }
 
-/// Sums up what a service's sequence gives its backends.
-fn service_plan(
-    number: u32,
-    backends: Vec<u32>,
-    sequence: &Sequence,
-    shares: &BTreeMap<u32, Share>,
-) -> ServicePlan {
-    let share = |number| shares.get(number).copied().unwrap_or_default();
+/// Sums up what a service's schedule gives its backends.
+fn service_plan(number: u32, backends: Vec<u32>, schedule: &Schedule) -> ServicePlan {
+    let share = |number| schedule.shares.get(number).copied().unwrap_or_default();
     ServicePlan {
         number,
-        length: sequence.slots.len(),
-        share_error: sequence.share_error,
+        length: schedule.sequence.slots.len(),
+        share_error: schedule.sequence.share_error,
         shares: backends.iter().map(share).collect(),
         backends,
     }

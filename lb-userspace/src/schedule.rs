@@ -180,7 +180,16 @@ fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// The sequences that were made last, by service: one whose backends are as
+/// A sequence, and what it gives to each backend.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Schedule {
+    /// What the data path picks from.
+    pub sequence: Sequence,
+    /// See [`Sequence::shares`].
+    pub shares: BTreeMap<u32, Share>,
+}
+
+/// The schedules that were made last, by service: one whose backends are as
 /// they were is not made again, for a table of the longest takes milliseconds.
 #[derive(Debug, Default)]
 pub struct Made(BTreeMap<Endpoint, Making>);
@@ -189,31 +198,35 @@ pub struct Made(BTreeMap<Endpoint, Making>);
 struct Making {
     by: &'static Scheduler,
     of: Vec<Candidate>,
-    sequence: Arc<Sequence>,
+    schedule: Arc<Schedule>,
 }
 
 impl Made {
-    /// The sequence of the service that listens there.
-    pub fn sequence(
+    /// The schedule of the service that listens there.
+    pub fn schedule(
         &mut self,
         service: Endpoint,
         by: &'static Scheduler,
         of: Vec<Candidate>,
-    ) -> Arc<Sequence> {
+    ) -> Arc<Schedule> {
         if let Some(last) = self.0.get(&service)
             && last.by == by
             && last.of == of
         {
-            return Arc::clone(&last.sequence);
+            return Arc::clone(&last.schedule);
         }
-        let sequence = Arc::new(by.sequence(&of));
+        let sequence = by.sequence(&of);
+        let schedule = Arc::new(Schedule {
+            shares: sequence.shares(),
+            sequence,
+        });
         let made = Making {
             by,
             of,
-            sequence: Arc::clone(&sequence),
+            schedule: Arc::clone(&schedule),
         };
         self.0.insert(service, made);
-        sequence
+        schedule
     }
 
     /// Forgets the services that are not wanted any more.
@@ -290,15 +303,15 @@ mod tests {
     }
 
     #[test]
-    fn a_sequence_is_made_again_only_when_something_is_different() {
+    fn a_schedule_is_made_again_only_when_something_is_different() {
         let mut made = Made::default();
         let at = endpoint("203.0.113.10:80".parse().unwrap(), u16::from(TCP));
-        let first = made.sequence(at, ALL[0], candidates(&[1, 2]));
-        let again = made.sequence(at, ALL[0], candidates(&[1, 2]));
+        let first = made.schedule(at, ALL[0], candidates(&[1, 2]));
+        let again = made.schedule(at, ALL[0], candidates(&[1, 2]));
         assert!(Arc::ptr_eq(&first, &again));
-        let heavier = made.sequence(at, ALL[0], candidates(&[1, 3]));
+        let heavier = made.schedule(at, ALL[0], candidates(&[1, 3]));
         assert_ne!(first, heavier);
-        let other = made.sequence(at, ALL[1], candidates(&[1, 3]));
+        let other = made.schedule(at, ALL[1], candidates(&[1, 3]));
         assert_ne!(heavier, other);
         made.keep(|_| false);
         assert!(made.0.is_empty());

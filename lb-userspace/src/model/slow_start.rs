@@ -28,7 +28,7 @@ impl SlowStarts {
     pub fn note(&mut self, before: &[Service], after: &[Service], now: Instant) {
         let was_down = down(before);
         let mut still = BTreeMap::new();
-        for service in after {
+        for service in slow(after) {
             for backend in service.backends.iter().filter(|backend| backend.up) {
                 let id = TargetId {
                     service: service.name.clone(),
@@ -52,7 +52,7 @@ impl SlowStarts {
 
     /// Gives those that are on their way their part of the weight.
     pub fn apply(&self, services: &mut [Service], now: Instant) {
-        for service in services {
+        for service in services.iter_mut().filter(|service| is_slow(service)) {
             let name = service.name.clone();
             let length = service.slow_start;
             for backend in &mut service.backends {
@@ -70,7 +70,7 @@ impl SlowStarts {
     /// When the next one is due to get more than it has in `services`.
     pub fn next_deadline(&self, services: &[Service]) -> Option<Instant> {
         let mut next = None;
-        for service in services {
+        for service in slow(services) {
             for backend in &service.backends {
                 let id = TargetId {
                     service: service.name.clone(),
@@ -88,10 +88,19 @@ impl SlowStarts {
     }
 }
 
+/// Whether a service has a slow start; most have none, and may have thousands
+/// of backends.
+fn is_slow(service: &Service) -> bool {
+    !service.slow_start.is_zero()
+}
+
+fn slow(services: &[Service]) -> impl Iterator<Item = &Service> {
+    services.iter().filter(|service| is_slow(service))
+}
+
 /// The endpoints of the backends that are down, by the names of service and backend.
 fn down(services: &[Service]) -> BTreeMap<(&str, &str), Endpoint> {
-    services
-        .iter()
+    slow(services)
         .flat_map(|service| {
             let down = service.backends.iter().filter(|backend| !backend.up);
             down.map(|backend| {
