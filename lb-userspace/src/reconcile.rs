@@ -14,16 +14,23 @@
 //! its counters are not given to another. An endpoint goes with its backend, or
 //! earlier, when its service begins to forward so that answers do not pass here.
 
+mod difference;
+mod numbers;
+
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use lb_common::abi::{Backend, Endpoint, NOBODY, Party, Policy, backend, forward, pick, role};
-use lb_common::{Address, Be16};
+use lb_common::Be16;
+use lb_common::abi::{Backend, Endpoint, NOBODY, Party, Policy, backend, forward, role};
 use thiserror::Error;
 
 use crate::model::{self, Service};
 use crate::schedule::{self, Made, Schedule};
+
+pub use difference::diff;
+
+use numbers::Numbers;
 
 /// How long a backend that was taken out keeps its number, and its endpoint
 /// stays known.
@@ -373,174 +380,4 @@ fn party(parties: &mut BTreeMap<Endpoint, Party>, endpoint: Endpoint) -> &mut Pa
         roles: 0,
         max_mss: 0,
     })
-}
-
-/// Gives out numbers: the ones that endpoints have, else free ones.
-struct Numbers {
-    services: Free,
-    backends: Free,
-    known: BTreeMap<(u32, Address, Be16), u32>,
-    measures: Measures,
-}
-
-impl Numbers {
-    /// Marks every number in use: those of `present`, whether still desired
-    /// (they are kept) or not (they linger).
-    fn of(desired: &[Service], present: &Tables, measures: Measures) -> Self {
-        let wanted: BTreeSet<Endpoint> = desired.iter().map(|service| service.listen).collect();
-        let kept = present
-            .parties
-            .iter()
-            .filter(|(endpoint, party)| {
-                party.roles & role::SERVICE != 0 && wanted.contains(endpoint)
-            })
-            .map(|(_, party)| party.service);
-        let lingering = present.backends.values().map(|backend| backend.service);
-        let known = present
-            .backends
-            .iter()
-            .map(|(&number, backend)| ((backend.service, backend.address, backend.port), number));
-        Self {
-            services: Free::besides(kept.chain(lingering)),
-            backends: Free::besides(present.backends.keys().copied()),
-            known: known.collect(),
-            measures,
-        }
-    }
-
-    fn service(&mut self, listen: &Endpoint, present: &Tables) -> Result<u32, Full> {
-        let capacity = self.measures.services;
-        match present.parties.get(listen) {
-            Some(party) if party.roles & role::SERVICE != 0 => Ok(party.service),
-            _ => self.services.take(capacity).ok_or(Full::Services(capacity)),
-        }
-    }
-
-    fn backend(&mut self, service: u32, at: &Endpoint) -> Result<u32, Full> {
-        let capacity = self.measures.backends;
-        match self.known.get(&(service, at.address, at.port)) {
-            Some(&number) => Ok(number),
-            None => self.backends.take(capacity).ok_or(Full::Backends(capacity)),
-        }
-    }
-}
-
-/// Free numbers, in ascending order.
-struct Free {
-    taken: BTreeSet<u32>,
-    next: u32,
-}
-
-impl Free {
-    fn besides(taken: impl Iterator<Item = u32>) -> Self {
-        Self {
-            taken: taken.collect(),
-            next: 0,
-        }
-    }
-
-    fn take(&mut self, capacity: u32) -> Option<u32> {
-        let number = (self.next..capacity).find(|number| !self.taken.contains(number))?;
-        self.next = number + 1;
-        Some(number)
-    }
-}
-
-/// The changes that lead from one set of tables to another, in a safe order.
-///
-/// A backend whose flows are to end or to move is marked when nothing is sent
-/// to it any more, and unmarked before anything is. A service chooses by weights
-/// only while they stand in its sequence.
-pub fn diff(from: &Tables, to: &Tables) -> Vec<Change> {
-    let marked = |backend: &Backend| backend.flags & (backend::RESET | backend::REHASH) != 0;
-    let weighed = |policy: &Policy| policy.pick == pick::LEAST;
-    let mut changes = Vec::new();
-    set_backends(from, to, &mut changes, |backend| !marked(backend));
-    set_policies(from, to, &mut changes, |policy| !weighed(policy));
-    for (&service, slots) in &to.sequences {
-        if from.sequences.get(&service) != Some(slots) {
-            changes.push(Change::SetSequence {
-                service,
-                slots: slots.clone(),
-            });
-        }
-    }
-    set_policies(from, to, &mut changes, weighed);
-    set_parties(from, to, &mut changes);
-    let gone = |key: &&u32| !to.sequences.contains_key(key);
-    for &service in from.sequences.keys().filter(gone) {
-        changes.push(Change::RemoveSequence { service });
-    }
-    set_backends(from, to, &mut changes, marked);
-    let gone = |key: &&u32| !to.backends.contains_key(key);
-    for &number in from.backends.keys().filter(gone) {
-        changes.push(Change::RemoveBackend { number });
-    }
-    changes
-}
-
-/// The backends to be written, of those that are `wanted`.
-fn set_backends(
-    from: &Tables,
-    to: &Tables,
-    changes: &mut Vec<Change>,
-    wanted: impl Fn(&Backend) -> bool,
-) {
-    for (&number, &backend) in to.backends.iter().filter(|(_, backend)| wanted(backend)) {
-        let before = from.backends.get(&number);
-        if before != Some(&backend) {
-            changes.push(Change::SetBackend {
-                number,
-                backend,
-                fresh: before.is_none(),
-            });
-        }
-    }
-}
-
-/// The policies to be written, of those that are `wanted`; where there is none
-/// any more, the default.
-fn set_policies(
-    from: &Tables,
-    to: &Tables,
-    changes: &mut Vec<Change>,
-    wanted: impl Fn(&Policy) -> bool,
-) {
-    let services: BTreeSet<u32> = from
-        .policies
-        .keys()
-        .chain(to.policies.keys())
-        .copied()
-        .collect();
-    for service in services {
-        let of = |tables: &Tables| tables.policies.get(&service).copied().unwrap_or_default();
-        let policy = of(to);
-        if policy != of(from) && wanted(&policy) {
-            changes.push(Change::SetPolicy { service, policy });
-        }
-    }
-}
-
-/// Who stands behind endpoints, then those behind which nobody does any more.
-fn set_parties(from: &Tables, to: &Tables, changes: &mut Vec<Change>) {
-    let present: BTreeSet<u32> = from
-        .parties
-        .values()
-        .filter(|party| party.roles & role::SERVICE != 0)
-        .map(|party| party.service)
-        .collect();
-    for (&endpoint, &party) in &to.parties {
-        if from.parties.get(&endpoint) != Some(&party) {
-            let fresh = party.roles & role::SERVICE != 0 && !present.contains(&party.service);
-            changes.push(Change::SetParty {
-                endpoint,
-                party,
-                fresh,
-            });
-        }
-    }
-    let gone = |key: &&Endpoint| !to.parties.contains_key(key);
-    for &endpoint in from.parties.keys().filter(gone) {
-        changes.push(Change::RemoveParty { endpoint });
-    }
 }
