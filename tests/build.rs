@@ -1,4 +1,5 @@
-//! Builds the benchmark's own XDP programs, where the benchmark is built.
+//! Builds the tests' own XDP programs: the flood's, and the benchmark's where the
+//! benchmark is built.
 
 use std::{env, process::ExitCode};
 
@@ -6,9 +7,9 @@ use std::{env, process::ExitCode};
 mod object;
 
 fn main() -> ExitCode {
-    if env::var_os("CARGO_FEATURE_BENCH").is_none() {
-        println!("cargo::rerun-if-changed=build.rs");
-        return ExitCode::SUCCESS;
+    let mut programs = vec![("lb-flood", "flood")];
+    if env::var_os("CARGO_FEATURE_BENCH").is_some() {
+        programs.push(("lb-bench", "bench"));
     }
-    object::build(&[("lb-bench", "bench")])
+    object::build(&programs)
 }

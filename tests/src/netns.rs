@@ -38,6 +38,7 @@
 mod daemon;
 mod decap;
 mod devices;
+mod flood;
 mod http;
 mod icmp;
 mod routers;
@@ -67,6 +68,7 @@ use tempfile::TempDir;
 pub use daemon::{Daemon, lb_binary};
 pub use decap::Decap;
 pub use devices::Pulled;
+pub use flood::{Flood, Flooded};
 pub use http::{Answer, Connection, HttpBackend, PATIENCE, Seeded, ask, tally};
 pub use icmp::{Ear, Heard, ping};
 pub use routers::Routers;

@@ -35,7 +35,8 @@ pub(crate) fn lint() -> Result<()> {
     );
     lint_program("lb-ebpf", "kernel")?;
     lint_program("lb-decap", "decap")?;
-    lint_program("lb-bench", "bench")
+    lint_program("lb-bench", "bench")?;
+    lint_program("lb-flood", "flood")
 }
 
 /// The schedulers' files, which a macro names, so that `cargo fmt` does not see

@@ -132,7 +132,7 @@ impl Host {
     }
 
     /// The link address of an interface.
-    fn card(&self, interface: &str) -> Result<String> {
+    pub(super) fn card(&self, interface: &str) -> Result<String> {
         let text = run(
             "ip",
             &["-n", &self.namespace, "-json", "link", "show", interface],
