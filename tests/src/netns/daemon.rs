@@ -3,12 +3,16 @@
 
 use std::env;
 use std::fs::{self, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use aya::maps::MapData;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Host, Net, socket, wait_until};
@@ -22,16 +26,21 @@ pub fn lb_binary() -> PathBuf {
     if let Some(path) = env::var_os("LB_BIN") {
         return path.into();
     }
+    beside("lb")
+}
+
+/// A program that was built beside this one.
+pub(super) fn beside(name: &str) -> PathBuf {
     let test = env::current_exe().expect("the kernel knows what this process runs");
     // target/debug/deps/TEST, or target/debug/DEMO.
     let beside = test
         .ancestors()
         .skip(1)
         .take(2)
-        .map(|folder| folder.join("lb"));
+        .map(|folder| folder.join(name));
     beside
         .clone()
-        .find(|lb| lb.is_file())
+        .find(|program| program.is_file())
         .or_else(|| beside.last())
         .expect("an executable is in a folder")
 }
@@ -200,6 +209,19 @@ impl Daemon {
             .with_context(|| format!("lb {} printed no JSON: {text}", arguments.join(" ")))
     }
 
+    /// What the daemon answers to `GET` of this path on its control socket: at
+    /// once, where a command takes a while to start.
+    pub fn ask(&self, path: &str) -> Result<serde_json::Value> {
+        let mut socket = UnixStream::connect(&self.control)?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: lb\r\nConnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes())?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
+        ensure!(head.starts_with("HTTP/1.1 200 "), "{path}: {answer}");
+        Ok(serde_json::from_str(body)?)
+    }
+
     /// Runs a [`Self::command_through`] that is to end by itself; one that does
     /// not is ended and is an error.
     pub fn refused(&self, words: &[&str]) -> Result<Output> {
@@ -275,6 +297,25 @@ impl Daemon {
         }
         names.sort();
         names
+    }
+
+    /// What the kernel says that its pinned tables take, in bytes.
+    pub fn table_bytes(&self) -> Result<u64> {
+        let mut bytes = 0;
+        for name in self.pinned() {
+            let path = self.pins.join(&name);
+            // Folders are among them, and links, which take no memory.
+            if path.is_dir() || name.starts_with("link-") {
+                continue;
+            }
+            let map = MapData::from_pin(&path)?;
+            let told = format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd());
+            let told = fs::read_to_string(told)?;
+            let word = told.lines().find_map(|line| line.strip_prefix("memlock:"));
+            let word = word.with_context(|| format!("{name} takes no memory"))?;
+            bytes += word.trim().parse::<u64>()?;
+        }
+        Ok(bytes)
     }
 }
 

@@ -24,7 +24,12 @@ pub struct UdpEcho {
 impl UdpEcho {
     /// Starts to listen on the host's address of the family.
     pub fn start(host: &Host, family: Family, port: u16) -> Result<Self> {
-        Self::serve(host, SocketAddr::new(host.address(family), port), named)
+        Self::named(host, SocketAddr::new(host.address(family), port))
+    }
+
+    /// Starts to listen on an address that the host has.
+    pub fn named(host: &Host, address: SocketAddr) -> Result<Self> {
+        Self::serve(host, address, named)
     }
 
     /// Starts to listen on an address that the host has, and to answer every
