@@ -249,7 +249,7 @@ fn nothing_is_left(stage: &Stage) -> Result<()> {
     wait_until("no flow is left", GONE, || {
         let flows = stage.balancer.json(&["flows", "--limit", "5"])?;
         left = format!("{flows:#}");
-        Ok(flows["total"] == 0 && stage.active_flows()? == [0; 3])
+        Ok(flows["total"] == 0 && stage.active_flows()? == [[0; 3]; 2])
     })
     .with_context(|| format!("still there: {left}"))?;
     println!(

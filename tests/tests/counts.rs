@@ -202,10 +202,10 @@ fn tally(all: &[&Vec<Open>]) -> [u64; 3] {
 
 fn counts_become(stage: &Stage, wanted: [u64; 3], when: &str) -> Result<()> {
     let forward = stage.service.forward;
-    let mut seen = [0; 3];
+    let mut seen = [[0; 3]; 2];
     wait_until(&format!("the counts are {wanted:?}"), LAG, || {
         seen = stage.active_flows()?;
-        Ok(seen == wanted)
+        Ok(seen == [wanted; 2])
     })
     .with_context(|| format!("{forward}: they are {seen:?} after {when}"))?;
     let flows = stage.balancer.json(&["flows", "--limit", "1"])?;

@@ -44,6 +44,9 @@ const PATIENCE: Duration = Duration::from_secs(6);
 /// How long something may take that a busy machine does in a second.
 const BOUND: Duration = Duration::from_secs(30);
 
+/// So many packets a second cannot be the honest clients'.
+const SEEN: f64 = 2_000.0;
+
 /// By how much the daemon's memory may differ: far less than a flood that is
 /// remembered would take.
 const SLACK: u64 = 24 << 20;
@@ -243,15 +246,19 @@ async fn honest(listen: SocketAddr, until: Instant) -> Result<Honest> {
     Ok(honest)
 }
 
-/// Looks at `lb status` until then: the flood must show. Gives the most packets
-/// a second that it showed.
+/// Looks at `lb status` until then: the flood must show there, and in `lb
+/// events`. Gives the most packets a second that were shown.
 fn watch(stage: &Stage, until: Instant) -> Result<f64> {
     let mut most: f64 = 0.0;
-    wait_until("the flood shows in lb status", BOUND, || {
+    let left = until.saturating_duration_since(Instant::now());
+    wait_until("the flood shows in lb status", left + BOUND, || {
         let status = stage.balancer.json(&["status"])?;
         let service = &status["services"][0];
         most = most.max(service["packets_per_second"].as_f64().unwrap_or_default());
-        Ok(Instant::now() >= until && most >= 1000.0)
+        Ok(Instant::now() >= until && most >= SEEN)
+    })?;
+    wait_until("the flood is told by lb events", BOUND, || {
+        stage.balancer.has_told("flood_begins")
     })?;
     Ok(most)
 }

@@ -251,6 +251,31 @@ fn a_drain_with_a_deadline_ends_what_is_left_when_it_is_over() -> Result<()> {
     Ok(())
 }
 
+/// Whoever drains a backend hears when it can be stopped.
+#[test]
+fn the_end_of_a_drain_is_told() -> Result<()> {
+    let _turn = whole_machine();
+    let crowd = Crowd::new("full-nat", Family::V4, "")?;
+    let Crowd { stage, clients, .. } = &crowd;
+    let (last, others) = crowd.of(0)?;
+    stage.balancer.lb(&["backend", "drain", "web", "b1"])?;
+    let last = still_there(clients, last)?;
+    ensure!(
+        !stage.balancer.has_told("drain_finished")?,
+        "told while there are connections"
+    );
+    let ended = Instant::now();
+    drop(last);
+    wait_until("the end of the drain is told", BOUND, || {
+        stage.balancer.has_told("drain_finished")
+    })?;
+    println!(
+        "the end of a drain was told {:.1?} after it",
+        ended.elapsed()
+    );
+    still_there(clients, others).map(drop)
+}
+
 /// A connection, and who answered on it first.
 type Open = (Line, Echo);
 

@@ -222,6 +222,13 @@ impl Daemon {
         Ok(serde_json::from_str(body)?)
     }
 
+    /// Whether there has been an event of this kind.
+    pub fn has_told(&self, kind: &str) -> Result<bool> {
+        let told = self.json(&["events", "--limit", "1000"])?;
+        let events = told["events"].as_array().context("events are a list")?;
+        Ok(events.iter().any(|event| event["kind"] == kind))
+    }
+
     /// Runs a [`Self::command_through`] that is to end by itself; one that does
     /// not is ended and is an error.
     pub fn refused(&self, words: &[&str]) -> Result<Output> {

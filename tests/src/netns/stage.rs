@@ -55,20 +55,37 @@ impl Stage {
     /// What the balancer says of the backend of this number.
     pub fn backend(&self, number: usize) -> Result<serde_json::Value> {
         let all = self.balancer.json(&["backend", "list"])?;
-        let name = &self.net.backends[number].name;
-        let mut all = all.as_array().into_iter().flatten();
-        all.find(|backend| backend["name"] == name.as_str())
-            .cloned()
-            .with_context(|| format!("{name} is not on the list of backends"))
+        self.among(&all, number).cloned()
     }
 
-    /// How many live flows the balancer says that each backend has.
-    pub fn active_flows(&self) -> Result<[u64; 3]> {
+    /// How many live flows each backend has by `lb backend list`, and by `lb
+    /// service show`.
+    pub fn active_flows(&self) -> Result<[[u64; 3]; 2]> {
+        let list = self.balancer.json(&["backend", "list"])?;
+        let shown = self
+            .balancer
+            .json(&["service", "show", &self.service.name])?;
+        Ok([self.counts(&list)?, self.counts(&shown["backends"])?])
+    }
+
+    fn counts(&self, backends: &serde_json::Value) -> Result<[u64; 3]> {
         let mut counts = [0; 3];
         for (number, count) in counts.iter_mut().enumerate() {
-            let flows = &self.backend(number)?["active_flows"];
+            let flows = &self.among(backends, number)?["active_flows"];
             *count = flows.as_u64().context("active_flows is a number")?;
         }
         Ok(counts)
+    }
+
+    /// The entry of a backend in a list of them.
+    fn among<'a>(
+        &self,
+        backends: &'a serde_json::Value,
+        number: usize,
+    ) -> Result<&'a serde_json::Value> {
+        let name = &self.net.backends[number].name;
+        let mut all = backends.as_array().into_iter().flatten();
+        all.find(|backend| backend["name"] == name.as_str())
+            .with_context(|| format!("{name} is not on the list of backends"))
     }
 }
