@@ -1,5 +1,6 @@
-//! A flood of SYNs that no stack has sent, for the tests: each from another
-//! forged source, all checksums right, as fast as one CPU makes them.
+//! Segments that no stack has sent, for the tests: each from another forged
+//! source, all checksums right, as fast as one CPU makes them. In any order they
+//! are a flood, in order they are one segment of each of many connections.
 //!
 //! It is run on live frames (`BPF_F_TEST_XDP_LIVE_FRAMES`), on each of which the
 //! kernel does what the program says: it goes out by the recipe's interface.
@@ -81,9 +82,9 @@ fn forge(ctx: &XdpContext, places: &Places) -> Option<u32> {
         unsafe { word.write_volatile(recipe.words[place]) };
         place += 1;
     }
-    let varied = next(recipe) & recipe.mask;
-    let port = FIRST_PORT + (((next(recipe) >> 16) * (0x1_0000 - FIRST_PORT)) >> 16);
-    let sequence = next(recipe);
+    let (address, port, sequence) = sender(recipe);
+    let varied = address & recipe.mask;
+    let port = FIRST_PORT + port;
     write(start, places.source, (recipe.source | varied).to_be_bytes());
     write(start, places.tcp, (port as u16).to_be_bytes());
     write(start, places.tcp + 4, sequence.to_be_bytes());
@@ -95,6 +96,18 @@ fn forge(ctx: &XdpContext, places: &Places) -> Option<u32> {
     recipe.made += 1;
     // SAFETY: only notes where this frame is to go.
     Some(unsafe { bpf_redirect(recipe.egress, 0) } as u32)
+}
+
+/// Address, port behind the first one, and sequence number of the next frame.
+#[inline(always)]
+fn sender(recipe: &mut Recipe) -> (u32, u32, u32) {
+    if recipe.ports == 0 {
+        let port = ((next(recipe) >> 16) * (0x1_0000 - FIRST_PORT)) >> 16;
+        return (next(recipe), port, next(recipe));
+    }
+    let number = recipe.next;
+    recipe.next = number.wrapping_add(1);
+    (number / recipe.ports, number % recipe.ports, number)
 }
 
 /// Knuth's linear congruential generator, of which the high half is used.

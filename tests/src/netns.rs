@@ -71,7 +71,7 @@ pub use daemon::{Daemon, lb_binary};
 pub use decap::Decap;
 pub use devices::Pulled;
 pub use echo::{After, Clients, Echo, EchoServer, Line, Served, most_files, serve_echoes};
-pub use flood::{Flood, Flooded};
+pub use flood::{Flood, Flooded, Handshakes};
 pub use http::{Answer, Connection, HttpBackend, PATIENCE, Seeded, ask, tally};
 pub use icmp::{Ear, Heard, ping};
 pub use routers::Routers;

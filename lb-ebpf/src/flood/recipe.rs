@@ -33,8 +33,13 @@ pub(crate) struct Recipe {
     pub(crate) zero: [u8; 2],
     /// The rest of it, in memory order.
     pub(crate) words: [u32; WORDS],
+    /// How many ports of each source address there are, one after the other and
+    /// then those of the next; 0 for any address and port.
+    pub(crate) ports: u32,
+    /// The number of the next frame in that order.
+    pub(crate) next: u32,
     /// Always zero.
     pub(crate) end: u32,
 }
 
-const _: () = assert!(size_of::<Recipe>() == 112);
+const _: () = assert!(size_of::<Recipe>() == 120);

@@ -57,6 +57,8 @@ pub struct Daemon {
     pub pins: PathBuf,
     /// What it has logged, over all its runs.
     pub log: PathBuf,
+    /// For how many connections its tables are.
+    pub max_flows: u32,
     arguments: Vec<String>,
     child: Option<Child>,
 }
@@ -101,6 +103,7 @@ impl Daemon {
             control: file("sock"),
             pins: net.pins(name),
             log: file("log"),
+            max_flows: 65_536,
             arguments: arguments.iter().map(|&text| text.to_owned()).collect(),
             child: None,
         }
@@ -110,8 +113,8 @@ impl Daemon {
     pub fn node(&self, interfaces: &[&str]) -> String {
         format!(
             "[node]\nname = {:?}\ninterfaces = {interfaces:?}\npin_path = {:?}\ncontrol = {:?}\n\
-             max_flows = 65536\nmax_services = 64\nmax_backends = 1024\n\n",
-            self.host.name, self.pins, self.control
+             max_flows = {}\nmax_services = 64\nmax_backends = 1024\n\n",
+            self.host.name, self.pins, self.control, self.max_flows
         )
     }
 

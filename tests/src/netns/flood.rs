@@ -7,6 +7,7 @@
 //! the Internet does.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -22,8 +23,8 @@ use rustix::net::{AddressFamily, SocketType, socket as open_socket};
 use rustix::process::setpriority_process;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use super::{Family, Net, batch, socket};
-use crate::frame::{Link, tcp};
+use super::{Family, Host, Net, batch, socket};
+use crate::frame::{Frame, Link, tcp};
 use recipe::{FRAME, Recipe};
 
 #[path = "../../../lb-ebpf/src/flood/recipe.rs"]
@@ -36,6 +37,9 @@ const SPELL: u32 = 1 << 14;
 
 /// Frames that the kernel makes at a time; its own default.
 const BATCH: u32 = 64;
+
+/// How many ports each sender of [`Handshakes`] uses.
+const PORTS_EACH: u32 = 50_000;
 
 /// The lowest priority (setpriority(2)): the attacker's machine is another one, so
 /// whatever handles the frames goes first.
@@ -103,11 +107,8 @@ impl Net {
 impl Flood {
     /// Floods a service until it is stopped, or for so long.
     pub fn start(net: &Net, service: SocketAddr, at_most: Duration) -> Result<Self> {
-        let links = [
-            link(&net.client.card("eth0")?)?,
-            link(&net.balancer.card("eth0")?)?,
-        ];
-        let run = Run::load(recipe(service, links, cable(net)?)?, service)?;
+        let syn = syn(net, service)?;
+        let run = Run::load(recipe(&syn, service, cable(net)?)?, service)?;
         let (ended, made) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let (end, count) = (Arc::clone(&ended), Arc::clone(&made));
         let began = Instant::now();
@@ -115,7 +116,7 @@ impl Flood {
             stay_on_one_cpu()?;
             setpriority_process(None, LOWEST)?;
             while !end.load(Ordering::Relaxed) && began.elapsed() < at_most {
-                run.spell()?;
+                run.send(SPELL)?;
                 count.store(run.made()?, Ordering::Relaxed);
             }
             Ok(())
@@ -169,6 +170,50 @@ fn stay_on_one_cpu() -> Result<()> {
     sched_setaffinity(None, &one).context("cannot stay on one CPU")
 }
 
+/// Connections that nobody has: two segments of each, as a balancer sees them
+/// that does not hear the backends (`dsr`, `tunnel`).
+pub struct Handshakes {
+    syn: Run,
+    ack: Run,
+    net: Host,
+}
+
+impl Handshakes {
+    /// With a service.
+    pub fn with(net: &Net, service: SocketAddr) -> Result<Self> {
+        let (syn, egress) = (syn(net, service)?, cable(net)?);
+        let ack = syn.clone().tcp_options(&[]).ack(1);
+        let run = |frame: &Frame| {
+            let recipe = Recipe {
+                ports: PORTS_EACH,
+                ..recipe(frame, service, egress)?
+            };
+            Run::load(recipe, service)
+        };
+        Ok(Self {
+            syn: run(&syn)?,
+            ack: run(&ack)?,
+            net: net.switch.clone(),
+        })
+    }
+
+    /// Makes those of these numbers. Some of the segments may be lost, as on any
+    /// wire.
+    pub fn make(&mut self, numbers: Range<u32>) -> Result<()> {
+        let count = numbers.len().try_into()?;
+        for run in [&mut self.syn, &mut self.ack] {
+            let mut recipe: Recipe = pod_read_unaligned(&run.recipe.get(&0, 0)?);
+            recipe.next = numbers.start;
+            run.recipe.set(0, cast::<_, [u8; _]>(recipe), 0)?;
+            self.net.enter(|| {
+                setpriority_process(None, LOWEST)?;
+                run.send(count)
+            })?;
+        }
+        Ok(())
+    }
+}
+
 /// The program, loaded, and what it is told.
 struct Run {
     programs: Ebpf,
@@ -201,10 +246,10 @@ impl Run {
     }
 
     /// Sends so many frames; on the switch.
-    fn spell(&self) -> Result<()> {
+    fn send(&self, count: u32) -> Result<()> {
         self.program()?.test_run(TestRunOptions {
             data_in: Some(&[0; FRAME]),
-            repeat: SPELL,
+            repeat: count,
             attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
             ..TestRunOptions::new()
         })?;
@@ -222,15 +267,32 @@ impl Run {
     }
 }
 
-fn recipe(service: SocketAddr, links: [Link; 2], egress: u32) -> Result<Recipe> {
-    let family = match service {
+/// The flood's frame, without what varies.
+fn syn(net: &Net, service: SocketAddr) -> Result<Frame> {
+    let links = [
+        link(&net.client.card("eth0")?)?,
+        link(&net.balancer.card("eth0")?)?,
+    ];
+    Ok(segment(service).syn().mss(1460).over(links))
+}
+
+/// A segment from the first of the forged sources.
+fn segment(service: SocketAddr) -> Frame {
+    let (first, _) = forged(family(service));
+    let from = SocketAddr::new(first, 0).to_string();
+    tcp(&from, &service.to_string()).seq(0)
+}
+
+const fn family(service: SocketAddr) -> Family {
+    match service {
         SocketAddr::V4(_) => Family::V4,
         SocketAddr::V6(_) => Family::V6,
-    };
-    let (first, length) = forged(family);
-    let from = SocketAddr::new(first, 0).to_string();
-    let frame = tcp(&from, &service.to_string()).syn().seq(0).mss(1460);
-    let frame = frame.over(links).padded_to(FRAME).bytes();
+    }
+}
+
+fn recipe(frame: &Frame, service: SocketAddr, egress: u32) -> Result<Recipe> {
+    let (first, length) = forged(family(service));
+    let frame = frame.clone().padded_to(FRAME).bytes();
     let (low, bits) = match first {
         IpAddr::V4(first) => (first.to_bits(), 32 - length),
         // The low word of the prefix is zero.
@@ -246,6 +308,8 @@ fn recipe(service: SocketAddr, links: [Link; 2], egress: u32) -> Result<Recipe> 
         head: head.try_into()?,
         zero: [0; 2],
         words: bytemuck::Zeroable::zeroed(),
+        ports: 0,
+        next: 0,
         end: 0,
     };
     for (word, bytes) in recipe.words.iter_mut().zip(rest.chunks_exact(4)) {
@@ -283,7 +347,8 @@ mod tests {
     fn the_frames_of_a_flood_differ_and_all_their_checksums_hold() -> Result<()> {
         for (service, ends) in [("10.9.0.100:80", 26..36), ("[fd09::100]:80", 22..56)] {
             let service = service.parse()?;
-            let run = Run::load(recipe(service, [[2; 6], [4; 6]], 1)?, service)?;
+            let syn = segment(service).syn().mss(1460);
+            let run = Run::load(recipe(&syn, service, 1)?, service)?;
             let mut seen = HashSet::new();
             for _ in 0..1000 {
                 let mut frame = [0; FRAME];
