@@ -549,6 +549,41 @@ pub mod sequence {
     pub const MAX_LENGTH: u32 = 65_536;
 }
 
+/// Where a field of a table's entries stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// The entry's type, and the field's name.
+    pub name: &'static str,
+    /// Where it begins, in bytes.
+    pub offset: usize,
+    /// How long it is, in bytes.
+    pub size: usize,
+}
+
+macro_rules! layout {
+    ($($entry:ident { $($field:ident)+ })+) => {
+        /// What a version of the program that finds tables of this one must be
+        /// able to read, to go on with their connections. It is kept beside the
+        /// tables in words; names mean for ever what they mean here.
+        pub const LAYOUT: &[Field] = &[$($(Field {
+            name: concat!(stringify!($entry), ".", stringify!($field)),
+            offset: core::mem::offset_of!($entry, $field),
+            size: size_of_field(|entry: &$entry| &entry.$field),
+        },)+)+];
+    };
+}
+
+const fn size_of_field<E, F>(_: fn(&E) -> &F) -> usize {
+    size_of::<F>()
+}
+
+layout! {
+    Connection {
+        life seen proof backend service deltas front_ports back_ports low high
+    }
+    Backend { address port protocol flags service }
+}
+
 const _: () = {
     assert!(size_of::<Endpoint>() == 24);
     assert!(size_of::<Party>() == 8);

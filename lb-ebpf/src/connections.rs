@@ -264,9 +264,14 @@ const fn place_of(word: u64) -> u32 {
 /// Reads the connection at a place, if packets with this key are its client's.
 #[inline(always)]
 fn read(memory: &impl Memory, place: u32, key: &FlowKey, flow: &mut Flow) -> bool {
-    let Some(entry) = memory.connection(place) else {
-        return false;
-    };
+    match memory.connection(place) {
+        Some(entry) => read_entry(entry, place, key, flow),
+        None => false,
+    }
+}
+
+#[inline(always)]
+fn read_entry(entry: &Connection, place: u32, key: &FlowKey, flow: &mut Flow) -> bool {
     let life = entry.life.load();
     let marks = entry.service.load() >> 16;
     if version(life) & ODD != 0
@@ -941,17 +946,33 @@ pub fn at(memory: &impl Memory, place: u32) -> Option<(FlowKey, Flow)> {
         return None;
     }
     let entry = memory.connection(place)?;
+    let key = key_of(entry);
+    let mut flow = Flow::default();
+    read(memory, place, &key, &mut flow).then_some((key, flow))
+}
+
+/// The same for an entry that nobody writes any more, wherever it is from.
+pub fn of_entry(entry: &Connection) -> Option<(FlowKey, Flow)> {
+    let (_, version) = stands(entry);
+    if version == 0 {
+        return None;
+    }
+    let key = key_of(entry);
+    let mut flow = Flow::default();
+    read_entry(entry, 0, &key, &mut flow).then_some((key, flow))
+}
+
+/// The key of the client's packets.
+fn key_of(entry: &Connection) -> FlowKey {
     let marks = entry.service.load() >> 16;
     let [src_port, dst_port] = unpack(entry.front_ports.load());
-    let key = FlowKey {
+    FlowKey {
         src: address(entry, CLIENT, marks & connection::CLIENT_V4),
         dst: address(entry, SERVICE, marks & connection::CLIENT_V4),
         src_port,
         dst_port,
         protocol: protocol(marks),
-    };
-    let mut flow = Flow::default();
-    read(memory, place, &key, &mut flow).then_some((key, flow))
+    }
 }
 
 /// How many places there are.

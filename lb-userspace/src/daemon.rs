@@ -213,7 +213,7 @@ async fn start(
         backends: node.max_backends,
         flows: node.max_flows,
     };
-    undo.tables = !dataplane::adoptable(&node.pin_path);
+    undo.tables = !dataplane::occupied(&node.pin_path);
     undo.state = (!kept.exists()).then_some(kept);
     let opened = Dataplane::open(
         &node.pin_path,
@@ -222,8 +222,14 @@ async fn start(
         interfaces.frags(),
         options.program_log,
     )?;
-    for differs in &opened.other_sizes {
-        warn!("{differs}");
+    let mut handover = opened.handover;
+    if let Some(handover) = &mut handover {
+        let first = handover.carry()?;
+        info!(
+            "carried {} connections over from {}",
+            first.entered,
+            handover.from()
+        );
     }
     for orphan in state.overrides.prune(&config) {
         warn!(
@@ -257,6 +263,9 @@ async fn start(
     guard.reconcile()?;
     undo.addresses = guard.take_addresses().await?;
     guard.attach_all()?;
+    if let Some(handover) = handover {
+        guard.complete(handover)?;
+    }
     guard.drop_stale_addresses().await?;
     drop(guard);
     Ok(controller)

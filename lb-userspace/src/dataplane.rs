@@ -38,14 +38,16 @@ use crate::reconcile::{Change, Tables};
 
 pub mod connections;
 mod counts;
+mod handover;
 mod links;
 mod pins;
 
 pub use connections::Table;
+pub use handover::{Handover, Round};
 pub use links::{AttachError, Came, Carried, Mode, linked};
-pub use pins::{Lock, adoptable, discard, lock, probe};
+pub use pins::{Lock, discard, lock, occupied, probe};
 
-use pins::{adopt, refuse_other_versions};
+use pins::adopt;
 
 /// The XDP program, built with this crate; needs no toolchain where it runs.
 pub static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf.o"));
@@ -198,8 +200,9 @@ pub struct Opened {
     pub dataplane: Dataplane,
     /// Whether there were tables to adopt.
     pub adopted: bool,
-    /// Sizes that the configuration asks for but the adopted tables do not have.
-    pub other_sizes: Vec<String>,
+    /// Old tables whose connections are yet to be carried over: once now, and
+    /// once more when the program is attached.
+    pub handover: Option<Handover>,
 }
 
 impl Dataplane {
@@ -215,20 +218,64 @@ impl Dataplane {
         frags: bool,
         log_level: u8,
     ) -> anyhow::Result<Opened> {
-        let folder = pin_path.join(format!("v{ABI_VERSION}"));
-        let adopted = adoptable(pin_path);
-        if !adopted {
-            refuse_other_versions(pin_path)?;
-        }
+        let found = handover::find(pin_path)?;
         let mut settings = *settings;
-        settings.tag_buckets = sizes.tag_buckets();
-        settings.answer_buckets = sizes.answer_buckets();
-        let (actual, other_sizes) = if adopted {
-            adopt(&folder, sizes, &mut settings)?
-        } else {
-            (sizes, Vec::new())
+        let same = match &found {
+            Some(found) if found.version == ABI_VERSION => {
+                let mut theirs = settings;
+                let same = adopt(&found.folder, &mut theirs)? == sizes;
+                if same {
+                    settings = theirs;
+                }
+                same
+            }
+            _ => false,
         };
-        fs::create_dir_all(&folder)
+        let (folder, adopted) = match &found {
+            Some(found) if same => (found.folder.clone(), true),
+            found => (handover::folder_beside(pin_path, found.as_ref()), false),
+        };
+        if !adopted {
+            settings.tag_buckets = sizes.tag_buckets();
+            settings.answer_buckets = sizes.answer_buckets();
+        }
+        let opened = Self::load(
+            pin_path, &folder, sizes, &settings, frags, log_level, adopted,
+        );
+        let mut dataplane = opened.inspect_err(|_| {
+            if !adopted {
+                // What was there before goes on.
+                let _ = fs::remove_dir_all(&folder);
+            }
+        })?;
+        let handover = match found {
+            Some(found) if !adopted => {
+                let begun = Handover::begin(found, &mut dataplane, folder.clone());
+                Some(begun.inspect_err(|_| {
+                    let _ = fs::remove_dir_all(&folder);
+                })?)
+            }
+            _ => None,
+        };
+        Ok(Opened {
+            dataplane,
+            adopted: adopted || handover.is_some(),
+            handover,
+        })
+    }
+
+    /// Loads the program with tables in this folder: those that are there, or new
+    /// ones.
+    fn load(
+        pin_path: &Path,
+        folder: &Path,
+        sizes: Sizes,
+        settings: &Settings,
+        frags: bool,
+        log_level: u8,
+        adopted: bool,
+    ) -> anyhow::Result<Self> {
+        fs::create_dir_all(folder)
             .with_context(|| format!("cannot make the pin folder {}", folder.display()))?;
         let mut loader = EbpfLoader::new();
         for (name, _, _) in PINNED {
@@ -236,13 +283,13 @@ impl Dataplane {
                 "TAGS" => settings.tag_buckets,
                 "CONNECTIONS" => settings.tag_buckets * tag::WAYS,
                 "ANSWERS" => settings.answer_buckets,
-                name => actual.entries(name),
+                name => sizes.entries(name),
             };
             loader.map_max_entries(name, entries);
             loader.map_pin_path(name, folder.join(name));
         }
         let mut ebpf = loader
-            .override_global("SETTINGS", bytes_of(&settings), true)
+            .override_global("SETTINGS", bytes_of(settings), true)
             .override_global(aya_log::LEVEL, &log_level, false)
             .load(PROGRAM)
             .context("the kernel did not take the maps of the XDP program; too little memory for node.max_flows?")?;
@@ -256,9 +303,10 @@ impl Dataplane {
                     .set(word, value, 0)
                     .context("cannot write the table SHARED")?;
             }
+            handover::write_layout(folder)?;
         }
-        let table = Table::pinned(settings.seed, &folder)?;
-        let dataplane = Self {
+        let table = Table::pinned(settings.seed, folder)?;
+        Ok(Self {
             endpoints: typed(&mut ebpf, "ENDPOINTS", HashMap::try_from)?,
             backends: typed(&mut ebpf, "BACKENDS", Array::try_from)?,
             sequences: typed(&mut ebpf, "SEQUENCES", ArrayOfMaps::try_from)?,
@@ -275,14 +323,9 @@ impl Dataplane {
             drops: typed(&mut ebpf, "DROPS", PerCpuHashMap::try_from)?,
             links: BTreeMap::new(),
             pin_path: pin_path.to_owned(),
-            sizes: actual,
+            sizes,
             ebpf,
             program: name,
-        };
-        Ok(Opened {
-            dataplane,
-            adopted,
-            other_sizes,
         })
     }
 

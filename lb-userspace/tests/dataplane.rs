@@ -7,9 +7,13 @@ use std::path::PathBuf;
 use std::slice::from_ref;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use aya::maps::MapInfo;
-use lb_common::abi::{ABI_VERSION, Policy, Settings, TCP, Tagged};
-use lb_userspace::dataplane::{Dataplane, Opened, Sizes, adoptable};
+use lb_common::abi::{ABI_VERSION, Flow, FlowKey, Life, Policy, Settings, TCP, Tagged, forward};
+use lb_common::flow::{ANSWERED, BACKEND_FIN, CLIENT_FIN, ESTABLISHED};
+use lb_common::{Address, Be16};
+use lb_ebpf::connections;
+use lb_userspace::dataplane::{Dataplane, Opened, Sizes};
 use lb_userspace::model::{self, Backend, Service};
 use lb_userspace::reconcile::{self, Lingering, Measures};
 use lb_userspace::schedule::{self, Made};
@@ -137,7 +141,6 @@ fn the_tables_have_the_room_that_was_asked_for() -> anyhow::Result<()> {
 fn tables_of_the_first_version_are_refused_and_left_alone() -> anyhow::Result<()> {
     let pins = Pins::new("version");
     fs::create_dir(pins.0.join("v1"))?;
-    assert!(!adoptable(&pins.0));
     let said = match pins.open(SIZES, false) {
         Ok(_) => panic!("opened beside tables of another version"),
         Err(error) => error.to_string(),
@@ -161,23 +164,115 @@ fn either_flavour_of_the_program_is_taken_by_the_kernel_and_adopts_the_others_ta
     Ok(())
 }
 
+/// A client's connection by full-nat, established.
+fn connection(client: u16) -> (FlowKey, Flow) {
+    let [service, backend] = [[203, 0, 113, 10], [10, 0, 1, 11]].map(Address::v4);
+    let key = FlowKey {
+        src: Address::v4([198, 51, 100, 7]),
+        dst: service,
+        src_port: Be16::new(client),
+        dst_port: Be16::new(80),
+        protocol: u32::from(TCP),
+    };
+    let flow = Flow {
+        src: service,
+        dst: backend,
+        src_port: Be16::new(client),
+        dst_port: Be16::new(8080),
+        backend: 2,
+        service: 1,
+        kind: u16::from(forward::FULL_NAT),
+        life: Life {
+            state: ANSWERED | ESTABLISHED,
+            ..Life::default()
+        },
+        ..Flow::default()
+    };
+    (key, flow)
+}
+
 #[test]
-fn other_sizes_than_those_of_the_tables_are_told_and_not_taken() -> anyhow::Result<()> {
+fn tables_of_another_size_take_the_connections_over() -> anyhow::Result<()> {
     let pins = Pins::new("sizes");
-    drop(pins.open(SIZES, false)?);
+    let old = pins.open(SIZES, false)?.dataplane;
+    for client in 1_000..1_900 {
+        let (key, flow) = connection(client);
+        assert!(old.table().enter(&key, &flow, 0).is_some());
+    }
     let larger = Sizes {
         flows: 20_000,
         ..SIZES
     };
     let opened = pins.open(larger, false)?;
-    assert_eq!(opened.dataplane.sizes(), SIZES);
-    let [differs] = &opened.other_sizes[..] else {
-        panic!("{:?}", opened.other_sizes);
+    assert!(opened.adopted);
+    assert_eq!(opened.dataplane.sizes(), larger);
+    let mut handover = opened.handover.context("nothing is carried over")?;
+    let first = handover.carry()?;
+    assert_eq!((first.entered, first.lost), (900, 0));
+
+    // Until the program is exchanged, the old tables are the ones in use.
+    let (key, flow) = connection(1_900);
+    assert!(old.table().enter(&key, &flow, 0).is_some());
+    let (ended, _) = connection(1_000);
+    let mut known = Flow::default();
+    assert!(connections::of_client(&*old.table(), &ended, &mut known));
+    connections::advance(&*old.table(), &known, 0, CLIENT_FIN | BACKEND_FIN, 0);
+    let last = handover.carry()?;
+    assert_eq!((last.entered, last.changed, last.lost), (1, 1, 0));
+    handover.finish()?;
+
+    let table = opened.dataplane.table();
+    assert_eq!(table.live(2), 900, "901, of which one has ended");
+    assert!(connections::of_client(&*table, &key, &mut known));
+    assert_eq!((known.src_port.get(), known.backend), (1_900, 2));
+    let again = pins.open(larger, false)?;
+    assert!(again.adopted && again.handover.is_none());
+    assert_eq!(again.dataplane.table().live(2), 900);
+    Ok(())
+}
+
+#[test]
+fn tables_that_are_too_small_for_what_lives_are_refused_and_the_old_ones_stay() -> anyhow::Result<()>
+{
+    let pins = Pins::new("small");
+    let old = pins.open(SIZES, false)?.dataplane;
+    for client in 1_000..1_100 {
+        let (key, flow) = connection(client);
+        assert!(old.table().enter(&key, &flow, 0).is_some());
+    }
+    let smaller = Sizes { flows: 99, ..SIZES };
+    let said = match pins.open(smaller, false) {
+        Ok(_) => panic!("a hundred connections in room for 99"),
+        Err(error) => error.to_string(),
     };
     assert!(
-        differs.starts_with("node.max_flows = 20000, but the tables in use hold 10000"),
-        "{differs}"
+        said.starts_with("node.max_flows = 99 has no room for the 100 connections that live"),
+        "{said}"
     );
+    let again = pins.open(SIZES, false)?;
+    assert!(again.adopted && again.handover.is_none());
+    assert_eq!(again.dataplane.table().live(2), 100);
+    Ok(())
+}
+
+#[test]
+fn a_start_that_was_interrupted_leaves_nothing_that_disturbs_the_next() -> anyhow::Result<()> {
+    let pins = Pins::new("halfway");
+    drop(pins.open(SIZES, false)?);
+    let larger = Sizes {
+        flows: 20_000,
+        ..SIZES
+    };
+    let halfway = pins.open(larger, false)?;
+    // As if it had been killed: no destructor runs.
+    std::mem::forget(halfway.handover);
+    drop(halfway.dataplane);
+    let again = pins.open(SIZES, false)?;
+    assert!(again.adopted && again.handover.is_none());
+    let left: Vec<_> = fs::read_dir(&pins.0)?
+        .map(|entry| entry.map(|entry| entry.file_name()))
+        .collect::<Result<_, _>>()?;
+    assert_eq!(left, [format!("v{ABI_VERSION}").as_str()]);
     Ok(())
 }
 

@@ -26,7 +26,7 @@ use lb_ebpf::{Displaced, Hop, LinkAddress, Memory, Room, RouteQuery, Shape, Tabl
 #[btf_map]
 static ENDPOINTS: HashMap<Endpoint, Party, 1024> = HashMap::new();
 #[btf_map]
-static BACKENDS: Array<Backend, 1024> = Array::new();
+static BACKENDS: Array<Backend, 1024, MAPPED> = Array::new();
 #[btf_map]
 static SEQUENCES: ArrayOfMaps<Array<u64, 2, { BPF_F_INNER_MAP as usize }>, 1024> =
     ArrayOfMaps::new();

@@ -11,6 +11,7 @@ use lb_ebpf::Displaced;
 use log::debug;
 
 use super::{Controller, Refusal};
+use crate::dataplane::Handover;
 use crate::events::watch::{self, Gauges, Sample, Totals};
 use crate::events::{Kind, Subject, drain, joined};
 use crate::health::{self, TargetId};
@@ -156,6 +157,24 @@ impl Controller {
 }
 
 impl Controller {
+    /// Carries over what has changed in old tables until the program was
+    /// exchanged, and lets them go.
+    pub fn complete(&mut self, mut handover: Handover) -> anyhow::Result<()> {
+        let last = handover.carry()?;
+        let from = handover.from();
+        handover.finish()?;
+        let mut sentence = format!(
+            "took over from {from}: {} connections more, {} otherwise than at first",
+            last.entered, last.changed
+        );
+        if last.lost > 0 {
+            sentence += &format!("; {} found no place and are lost", last.lost);
+        }
+        self.journal
+            .record(Kind::Upgraded, Subject::node(), sentence);
+        Ok(())
+    }
+
     /// Takes over what the collector has counted on its last walk.
     pub(super) fn take_census(&mut self, now: Instant) {
         let census = self.collector.census();

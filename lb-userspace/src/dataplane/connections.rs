@@ -22,7 +22,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 pub const MAPPED: [&str; 4] = ["TAGS", "CONNECTIONS", "ANSWERS", "LIVE"];
 
 /// An array map of the kernel as memory.
-struct Region<T> {
+pub(super) struct Region<T> {
     first: NonNull<T>,
     length: u32,
 }
@@ -34,7 +34,7 @@ unsafe impl<T> Send for Region<T> {}
 unsafe impl<T> Sync for Region<T> {}
 
 impl<T> Region<T> {
-    fn map(map: &MapData) -> anyhow::Result<Self> {
+    pub(super) fn map(map: &MapData) -> anyhow::Result<Self> {
         let info = map.info().context("cannot ask the kernel about a table")?;
         ensure!(
             info.value_size() as usize == size_of::<T>(),
@@ -42,7 +42,10 @@ impl<T> Region<T> {
             info.value_size(),
             size_of::<T>()
         );
-        let length = info.max_entries();
+        Self::map_entries(map, info.max_entries())
+    }
+
+    fn map_entries(map: &MapData, length: u32) -> anyhow::Result<Self> {
         let bytes = size_of::<T>() * length as usize;
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping, at a place that the kernel chooses.
@@ -52,7 +55,7 @@ impl<T> Region<T> {
         Ok(Self { first, length })
     }
 
-    fn at(&self, place: u32) -> Option<&T> {
+    pub(super) fn at(&self, place: u32) -> Option<&T> {
         if place >= self.length {
             return None;
         }
@@ -72,6 +75,43 @@ impl<T> Drop for Region<T> {
         // That it cannot be taken away again hurts nobody.
         let _ = unsafe { munmap(self.first.as_ptr().cast(), bytes) };
     }
+}
+
+/// An array map of the kernel as bytes, to be read only: its entries are another
+/// version's.
+pub(super) struct Bytes {
+    region: Region<Word<u64>>,
+}
+
+impl Bytes {
+    /// Maps so many bytes of it, a multiple of 8.
+    pub(super) fn map(map: &MapData, bytes: usize) -> anyhow::Result<Self> {
+        let words = u32::try_from(bytes / 8).context("a table is too large to be mapped")?;
+        Ok(Self {
+            region: Region::map_entries(map, words)?,
+        })
+    }
+
+    pub(super) fn length(&self) -> usize {
+        self.region.length as usize * 8
+    }
+
+    /// A copy of these bytes, whose first and whose number are multiples of 8.
+    pub(super) fn copy(&self, from: usize, bytes: usize) -> Vec<u8> {
+        let words = from / 8..(from + bytes) / 8;
+        words
+            .filter_map(|word| self.region.at(u32::try_from(word).ok()?))
+            .flat_map(|word| word.load().to_ne_bytes())
+            .collect()
+    }
+}
+
+/// The connection that these bytes of an entry are.
+pub(super) fn decode(bytes: &[u8; size_of::<Connection>()]) -> Option<(FlowKey, Flow)> {
+    // SAFETY: an entry consists of words of which every value is one, without
+    // padding between them, and the bytes are as many.
+    let entry: Connection = unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) };
+    connections::of_entry(&entry)
 }
 
 /// The table of connections.
@@ -136,22 +176,23 @@ impl Table {
         u64::try_from(count.cast_signed()).unwrap_or(0)
     }
 
-    /// Enters a connection, as it was elsewhere. False if there is no room, or
-    /// another has its answers.
-    pub fn enter(&self, key: &FlowKey, flow: &Flow, stamp: u32) -> bool {
+    /// Enters a connection, as it was elsewhere; gives where it stands now, and
+    /// its version. `None` if there is no room, or another has its answers.
+    pub fn enter(&self, key: &FlowKey, flow: &Flow, stamp: u32) -> Option<(u32, u32)> {
         let mut search = Search::default();
         if !connections::take(self, key, stamp, &mut search) {
-            return false;
+            return None;
         }
         let place = search.seat.place;
         connections::write(self, place, key, flow);
         let answers = twin_key(key, flow);
         if !flow.one_way() && !connections::claim(self, &answers, place, flow) {
             connections::abandon(self, place);
-            return false;
+            return None;
         }
         connections::publish(self, place, stamp, flow.life.state);
-        true
+        let (_, version) = connections::stands(self.connection(place)?);
+        Some((place, version))
     }
 }
 

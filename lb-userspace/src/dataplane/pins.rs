@@ -7,18 +7,15 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use aya::maps::{Array, Map, MapData, MapError, MapInfo};
-use lb_common::abi::{ABI_VERSION, Settings, shared};
+use lb_common::abi::{Settings, shared};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::{PINNED, Sizes};
 
-/// Whether there are tables of this version to adopt.
-pub fn adoptable(pin_path: &Path) -> bool {
-    pin_path
-        .join(format!("v{ABI_VERSION}"))
-        .join("CONNECTIONS")
-        .exists()
+/// Whether there is anything in the pin folder.
+pub fn occupied(pin_path: &Path) -> bool {
+    fs::read_dir(pin_path).is_ok_and(|mut entries| entries.next().is_some())
 }
 
 /// Holds the pin folder for one daemon.
@@ -68,27 +65,9 @@ pub fn discard(pin_path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-pub(super) fn refuse_other_versions(pin_path: &Path) -> anyhow::Result<()> {
-    for entry in fs::read_dir(pin_path)? {
-        let name = entry?.file_name();
-        let version = name.to_str().and_then(|name| name.strip_prefix('v'));
-        if let Some(version) = version.filter(|version| version.parse::<u32>().is_ok()) {
-            bail!(
-                "{} holds the tables of another version of lb (ABI {version}; this one has {ABI_VERSION}), whose flows cannot be adopted; start with --fresh to discard them, which ends their connections",
-                pin_path.display()
-            );
-        }
-    }
-    Ok(())
-}
-
-/// Compares the pinned maps with what this program wants; gives their sizes, and
-/// makes the settings those that the tables were made with.
-pub(super) fn adopt(
-    folder: &Path,
-    wanted: Sizes,
-    settings: &mut Settings,
-) -> anyhow::Result<(Sizes, Vec<String>)> {
+/// Looks at the pinned maps of this version; gives their sizes, and makes the
+/// settings those that the tables were made with.
+pub(super) fn adopt(folder: &Path, settings: &mut Settings) -> anyhow::Result<Sizes> {
     let mut entries = BTreeMap::new();
     for (name, key, value) in PINNED {
         let info = MapInfo::from_pin(folder.join(name)).with_context(|| {
@@ -105,25 +84,15 @@ pub(super) fn adopt(
         }
         entries.insert(name, info.max_entries());
     }
-    let mut differ = Vec::new();
-    let mut size = |setting: &str, wanted: u32, actual: u32| {
-        if wanted != actual {
-            differ.push(format!(
-                "node.{setting} = {wanted}, but the tables in use hold {actual}: start with --fresh to change it, which ends all connections"
-            ));
-        }
-        actual
-    };
     settings.tag_buckets = entries["TAGS"];
     settings.answer_buckets = entries["ANSWERS"];
     let [seed, flows] = shared_words(folder, [shared::SEED, shared::FLOWS])?;
     settings.seed = seed;
-    let actual = Sizes {
-        services: size("max_services", wanted.services, entries["SEQUENCES"]),
-        backends: size("max_backends", wanted.backends, entries["BACKENDS"]),
-        flows: size("max_flows", wanted.flows, flows),
-    };
-    Ok((actual, differ))
+    Ok(Sizes {
+        services: entries["SEQUENCES"],
+        backends: entries["BACKENDS"],
+        flows,
+    })
 }
 
 /// These words of the table `SHARED`.
@@ -135,29 +104,4 @@ fn shared_words<const N: usize>(folder: &Path, places: [u32; N]) -> anyhow::Resu
         *word = (words.get(&place, 0)).context("cannot read the table SHARED")?;
     }
     Ok(read)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tables_of_another_version_are_refused_with_what_to_do() {
-        let pins = tempfile::tempdir().unwrap();
-        assert!(refuse_other_versions(pins.path()).is_ok());
-        fs::create_dir(pins.path().join("link-eth0")).unwrap();
-        assert!(refuse_other_versions(pins.path()).is_ok());
-        for older in 1..ABI_VERSION {
-            let folder = pins.path().join(format!("v{older}"));
-            fs::create_dir(&folder).unwrap();
-            assert!(!adoptable(pins.path()));
-            let said = refuse_other_versions(pins.path()).unwrap_err().to_string();
-            let expected = format!(
-                "{} holds the tables of another version of lb (ABI {older}; this one has {ABI_VERSION}), whose flows cannot be adopted; start with --fresh to discard them, which ends their connections",
-                pins.path().display()
-            );
-            assert_eq!(said, expected);
-            fs::remove_dir(&folder).unwrap();
-        }
-    }
 }

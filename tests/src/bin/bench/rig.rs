@@ -116,7 +116,8 @@ impl Rig {
             let (key, flow) = service.flow(number, self.settings.first_port, seen);
             ensure!(
                 self.table
-                    .enter(&key, &flow, seen >> self.settings.stamp_shift),
+                    .enter(&key, &flow, seen >> self.settings.stamp_shift)
+                    .is_some(),
                 "there is no room for connection {number}"
             );
         }
