@@ -140,7 +140,9 @@ pub fn may_be_late(tables: &impl Tables, forward: u8) -> bool {
 #[inline(always)]
 fn churns(tables: &impl Tables, seconds: u32) -> bool {
     let last = tables.churned();
-    last != 0 && tables.now().wrapping_sub(last) < seconds * tables.settings().refresh_ticks
+    // What is noted is never zero, and so a tick ahead where the time is even.
+    let since = tables.now().wrapping_add(1).wrapping_sub(last);
+    last != 0 && since < seconds * tables.settings().refresh_ticks
 }
 
 #[inline(always)]
