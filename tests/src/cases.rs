@@ -17,13 +17,16 @@ use crate::frame::{Frame, key, tcp, udp};
 use crate::network::{Device, LAN, WAN};
 use crate::world::{State, World};
 
+mod choosing;
 mod connection;
+mod crowded;
 mod dsr;
 mod echo;
 mod ending;
 mod errors;
 mod extensions;
 mod fragments;
+mod going;
 mod mss;
 mod outer;
 mod passing;
@@ -322,6 +325,9 @@ pub fn all() -> Vec<Case> {
     [
         connection::cases(),
         ending::cases(),
+        going::cases(),
+        choosing::cases(),
+        crowded::cases(),
         refused::cases(),
         routes::cases(),
         rewriting::cases(),

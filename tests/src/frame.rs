@@ -48,6 +48,7 @@ pub struct Frame {
     flags: u8,
     sequence: u32,
     acknowledged: u32,
+    window: u16,
     tcp_options: Vec<u8>,
     no_checksum: bool,
     /// Type, code, and the four bytes behind the checksum.
@@ -144,6 +145,7 @@ impl Frame {
             flags: 0,
             sequence: 0x0102_0304,
             acknowledged: 0,
+            window: 0xfaf0,
             tcp_options: Vec::new(),
             no_checksum: false,
             icmp: (0, 0, [0; 4]),

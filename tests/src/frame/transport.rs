@@ -55,6 +55,30 @@ impl Frame {
         self
     }
 
+    /// What its sender hears in its place where the connection ends here: a RST
+    /// with this sequence number from the end that it was for, back over the same
+    /// links with the same tags. What a frame needs to be long enough is what stood
+    /// there.
+    pub fn reset(&self, sequence: u32) -> Self {
+        const SHORTEST: usize = 60;
+        let [from, to] = self.links;
+        let mut reset = Self {
+            tags: self.tags.clone(),
+            window: 0,
+            ..Self::new(TCP, self.to, self.from)
+        }
+        .over([to, from])
+        .rst()
+        .seq(sequence)
+        .identified(0)
+        .dont_fragment()
+        .flow_label(0);
+        let mut left = self.bytes();
+        left.truncate(SHORTEST);
+        reset.trail = left.drain(..).skip(reset.bytes().len()).collect();
+        reset
+    }
+
     /// With these TCP options in place of those that it has; filled up to a
     /// multiple of four bytes.
     pub fn tcp_options(mut self, options: &[u8]) -> Self {
@@ -144,7 +168,8 @@ impl Frame {
         let mut header = self.ports();
         header.extend(self.sequence.to_be_bytes());
         header.extend(self.acknowledged.to_be_bytes());
-        header.extend([words << 4, self.flags, 0xfa, 0xf0]);
+        header.extend([words << 4, self.flags]);
+        header.extend(self.window.to_be_bytes());
         header.extend(check.to_be_bytes());
         header.extend([0, 0]);
         header.extend(options);
