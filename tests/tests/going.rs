@@ -37,6 +37,9 @@ const PACE: Duration = Duration::from_millis(10);
 /// How many connections there are: a third of them to each backend.
 const CONNECTIONS: usize = 60;
 
+/// Checks that a service over UDP can have as well.
+const SWIFT_BY_TCP: &str = "type = \"tcp\"\ninterval = \"100ms\"\ntimeout = \"100ms\"";
+
 /// They take turns: what they measure is time.
 static MACHINE: Mutex<()> = Mutex::new(());
 
@@ -66,8 +69,8 @@ resets! {
     reset_in_a_tunnel_over_ipv6: "tunnel" V6
 }
 
-/// Another backend does not know the connection and resets it itself: not all
-/// servers do (a firewall may be in front), so this is no promise, but shown.
+/// Another backend does not know the connection, and its kernel resets it (RFC
+/// 9293, section 3.10.7.1); one behind a firewall would not.
 #[test]
 fn with_rehash_another_backend_ends_the_connection() -> Result<()> {
     for family in Family::ALL {
@@ -164,10 +167,12 @@ fn with_rehash_datagrams_go_to_another_backend() -> Result<()> {
         let net = Net::new(Arms::One)?;
         let service = Service {
             protocol: "udp",
-            check: "type = \"ping\"\ninterval = \"100ms\"\ntimeout = \"100ms\"",
+            check: SWIFT_BY_TCP,
             more: "on_down = \"rehash\"",
             ..Service::new("dns", "full-nat", family, [1, 1, 1])
         };
+        // At the same port, for the checks.
+        let _checked = net.start_http(&service)?;
         let _echoes = net
             .backends
             .iter()
