@@ -129,10 +129,10 @@ impl Hash {
         (self.0 >> 24) as u32 & tag::HASH
     }
 
-    /// The high half of an answer.
+    /// The high half of an answer, which is never zero: a free word has no mark.
     #[inline(always)]
     const fn mark(self) -> u64 {
-        self.0 & !0xffff_ffff
+        self.0 & !0xffff_ffff | 1 << 32
     }
 
     /// Where in a bucket to begin.
@@ -253,7 +253,7 @@ fn same_mark(answers: &AnswerBucket, hash: Hash, from: u32, count: u32) -> u32 {
 
 #[inline(always)]
 const fn is_mark(word: u64, hash: Hash) -> bool {
-    word & !0xffff_ffff == hash.mark() && word as u32 != 0
+    word & !0xffff_ffff == hash.mark()
 }
 
 #[inline(always)]
@@ -717,8 +717,8 @@ fn held(memory: &impl Memory, bucket: u32, hash: Hash, key: &FlowKey, besides: u
     };
     let mut way = same_mark(answers, hash, hash.start(), ANSWER_WAYS);
     let mut behind = 0;
-    // One more, for the one that does not count.
-    while behind < LOOKED_BEHIND + 1 && way < ANSWER_WAYS {
+    // One of them may be the one that does not count.
+    while behind < LOOKED_BEHIND && way < ANSWER_WAYS {
         let place = place_of(answers.0[(way % ANSWER_WAYS) as usize].load());
         if place != besides
             && memory

@@ -81,6 +81,8 @@ pub struct Ports {
     pub start: u32,
     /// How many there were.
     pub probes: u32,
+    /// For how many ticks a connection that has ended keeps its port.
+    pub rest: u32,
     /// One of [`found`].
     pub found: u32,
     /// The port, in host order.

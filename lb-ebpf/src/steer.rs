@@ -44,9 +44,6 @@ use crate::tables::{Displaced, Tables, endpoint, is_service_address};
 /// taken, one connection in 65,536 would find none.
 const PORT_PROBES: u32 = 16;
 
-/// How often a port is looked for that is taken by another at the same moment.
-const ROUNDS: u32 = 2;
-
 /// How long Linux keeps a connection in TIME-WAIT.
 const TIME_WAIT_SECONDS: u32 = 60;
 
@@ -355,9 +352,25 @@ fn stamp(tables: &impl Tables) -> u32 {
 }
 
 /// Begins a connection: a backend, a place in the table, and where answers come
-/// by here, a key for them.
-#[inline(never)]
+/// by here, a key for them. What one step knows and the next needs stands in the
+/// draft, so that to the verifier all ways through the first are one to the second.
+#[inline(always)]
 fn begin(
+    tables: &impl Tables,
+    key: &FlowKey,
+    service: &Party,
+    draft: &mut Draft,
+    whose: &mut Attribution,
+) -> Result<(), Verdict> {
+    address(tables, key, service, draft, whose)?;
+    enter(tables, key, draft)?;
+    whose.new_flow = true;
+    Ok(())
+}
+
+/// Chooses a backend, and drafts what becomes of the client's packets.
+#[inline(never)]
+fn address(
     tables: &impl Tables,
     key: &FlowKey,
     service: &Party,
@@ -390,8 +403,15 @@ fn begin(
     if service.forward == forward::FULL_NAT {
         flow.src = key.dst;
     }
+    Ok(())
+}
+
+/// Takes a place in the table, and the key of the answers, and lets the connection
+/// live.
+#[inline(never)]
+fn enter(tables: &impl Tables, key: &FlowKey, draft: &mut Draft) -> Result<(), Verdict> {
     take_place(tables, key, draft)?;
-    let claimed = match service.forward {
+    let claimed = match draft.forward.forward() {
         forward::FULL_NAT => claim_port(tables, key, draft),
         forward::NAT => claim_tuple(tables, key, draft),
         _ => Ok(()),
@@ -402,7 +422,6 @@ fn begin(
     }
     let state = draft.forward.life.state;
     connections::publish(tables, draft.forward.place, stamp(tables), state);
-    whose.new_flow = true;
     Ok(())
 }
 
@@ -439,28 +458,24 @@ fn take_place(tables: &impl Tables, key: &FlowKey, draft: &mut Draft) -> Result<
 /// its port up: a flood of forged clients cannot hold the ports.
 ///
 /// Looking and taking are apart, and looking is what is repeated: the verifier
-/// goes through every repetition.
+/// goes through every repetition. Where two CPUs find the same port in the same
+/// microsecond, one of them has it, and the other's packet is dropped; its sender
+/// sends it again.
 #[inline(always)]
 fn claim_port(tables: &impl Tables, key: &FlowKey, draft: &mut Draft) -> Result<(), Verdict> {
     draft.ports.start = scatter(&key.src, both_ports(key), tables.settings().seed);
     draft.ports.probes = 0;
-    let mut rounds = 0;
-    while rounds < ROUNDS {
-        draft.ports.found = found::NOTHING;
-        draft.ports.waited = 0;
-        let mut probes = 0;
-        while probes < PORT_PROBES && !probe(tables, key, draft) {
-            probes += 1;
-        }
-        if draft.ports.found == found::NOTHING {
-            break;
-        }
-        if settle(tables, key, draft) {
-            return Ok(());
-        }
-        rounds += 1;
+    draft.ports.found = found::NOTHING;
+    draft.ports.waited = 0;
+    let mut probes = 0;
+    while probes < PORT_PROBES && !probe(tables, key, draft) {
+        probes += 1;
     }
-    Err(Verdict::PortsExhausted)
+    if draft.ports.found != found::NOTHING && settle(tables, key, draft) {
+        Ok(())
+    } else {
+        Err(Verdict::PortsExhausted)
+    }
 }
 
 /// Looks at one port; whether it is as good as any.
@@ -473,12 +488,12 @@ fn probe(tables: &impl Tables, key: &FlowKey, draft: &mut Draft) -> bool {
     let place = (draft.ports.start).wrapping_add(probes.wrapping_mul(0x9e37_79b9));
     let offset = (u64::from(place) * u64::from(settings.port_count)) >> 32;
     draft.forward.src_port = Be16::new((settings.first_port + offset as u32) as u16);
-    let seconds = if probes < PORT_PROBES / 2 {
-        TIME_WAIT_SECONDS
+    draft.ports.rest = if probes < PORT_PROBES / 2 {
+        TIME_WAIT_SECONDS * settings.refresh_ticks
     } else {
-        1
+        settings.refresh_ticks
     };
-    !listened(tables, key, draft) && look(tables, key, draft, seconds * settings.refresh_ticks)
+    !listened(tables, key, draft) && look(tables, key, draft)
 }
 
 /// Whether a service of the address listens on the port itself: then answers
@@ -498,7 +513,8 @@ fn listened(tables: &impl Tables, key: &FlowKey, draft: &Draft) -> bool {
 fn claim_tuple(tables: &impl Tables, key: &FlowKey, draft: &mut Draft) -> Result<(), Verdict> {
     draft.ports.found = found::NOTHING;
     draft.ports.waited = 0;
-    look(tables, key, draft, tables.settings().refresh_ticks);
+    draft.ports.rest = tables.settings().refresh_ticks;
+    look(tables, key, draft);
     let over = draft.ports.found == found::FREE || draft.ports.found == found::OVER;
     if over && settle(tables, key, draft) {
         Ok(())
@@ -509,10 +525,10 @@ fn claim_tuple(tables: &impl Tables, key: &FlowKey, draft: &mut Draft) -> Result
 
 /// Looks at who has the key of the answers that the draft would get with its
 /// source port, and remembers it if that is the best so far; whether it is free
-/// for the taking. A connection gives it up that has fallen silent, or that ended
-/// so many ticks ago.
+/// for the taking. A connection gives it up that has fallen silent, or that has
+/// ended and rested.
 #[inline(never)]
-fn look(tables: &impl Tables, key: &FlowKey, draft: &mut Draft, rest: u32) -> bool {
+fn look(tables: &impl Tables, key: &FlowKey, draft: &mut Draft) -> bool {
     name_answers(key, draft);
     let Draft {
         forward,
@@ -531,7 +547,7 @@ fn look(tables: &impl Tables, key: &FlowKey, draft: &mut Draft, rest: u32) -> bo
     };
     let (state, version) = connections::stands(entry);
     let silent = tables.now().wrapping_sub(entry.seen.load());
-    let over = ended(state) && silent >= rest || silent >= tables.settings().idle_ticks;
+    let over = ended(state) && silent >= ports.rest || silent >= tables.settings().idle_ticks;
     let half_open = state & ESTABLISHED == 0 && !ended(state);
     let waited = (silent >> (tables.settings().stamp_shift.saturating_sub(4) & 31)).wrapping_add(1);
     if over || half_open && waited > ports.waited {
