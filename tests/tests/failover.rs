@@ -27,7 +27,10 @@ fn whole_machine() -> MutexGuard<'static, ()> {
 #[test]
 fn a_backend_that_refuses_connections_gets_no_new_one_until_it_takes_them_again() -> Result<()> {
     let _turn = whole_machine();
-    let mut stage = Stage::new(|service| service)?;
+    let mut stage = Stage::new(|service| Service {
+        more: "on_down = \"keep\"",
+        ..service
+    })?;
     let service = stage.service.clone();
     stage.wait_state("b2", "up")?;
     let mut open = stage.connections_to_each()?;
