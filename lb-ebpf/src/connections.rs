@@ -64,6 +64,9 @@ pub trait Memory {
     /// The same for a wide word.
     fn exchange_wide(&self, word: &Word<u64>, old: u64, new: u64) -> bool;
 
+    /// Writes the new value into a wide word; gives what stood there.
+    fn swap_wide(&self, word: &Word<u64>, new: u64) -> u64;
+
     /// Counts a live connection of this backend more, or with -1 one less.
     fn count_live(&self, backend: u32, by: i32);
 }
@@ -82,6 +85,9 @@ pub struct Shape {
 /// The first bucket takes what comes until it has as many, and after that only
 /// what the second has no less of.
 const COMFORT: u32 = 12;
+
+/// The same for words of answers.
+const ANSWER_COMFORT: u64 = 5;
 
 /// How often an exchange is tried that another has spoiled.
 const TRIES: u32 = 3;
@@ -113,7 +119,7 @@ impl Hash {
 
     /// One of so many buckets.
     #[inline(always)]
-    const fn first(self, of: u32) -> u32 {
+    pub const fn first(self, of: u32) -> u32 {
         (((self.0 & 0xffff_ffff) * of as u64) >> 32) as u32
     }
 
@@ -468,11 +474,13 @@ pub fn take(memory: &impl Memory, key: &FlowKey, stamp: u32, search: &mut Search
     false
 }
 
-/// Makes the tag of the chosen place busy, and empties the place.
+/// Makes the tag of the chosen place busy, and empties the place. The tag follows
+/// the state a moment later, and it is by the state that a connection is displaced
+/// or left alone: exchanged, so that it cannot be established meanwhile.
 #[inline(never)]
 fn seize(memory: &impl Memory, hash: Hash, search: &mut Search) -> bool {
     let place = search.seat.place;
-    let Some(word) = tag_at(memory, place) else {
+    let (Some(entry), Some(word)) = (memory.connection(place), tag_at(memory, place)) else {
         return false;
     };
     let old = word.load();
@@ -484,9 +492,15 @@ fn seize(memory: &impl Memory, hash: Hash, search: &mut Search) -> bool {
         return false;
     }
     search.seat.displaced = displaced;
-    if displaced != tag::FREE {
-        empty(memory, place);
+    if displaced == tag::FREE {
+        return true;
     }
+    let life = entry.life.load();
+    if class(life as u32) != displaced || !memory.exchange_wide(&entry.life, life, odd(life)) {
+        word.store(old & !tag::CLASS | class(entry.life.load() as u32));
+        return false;
+    }
+    forget(memory, entry, place, life);
     true
 }
 
@@ -570,21 +584,17 @@ const fn older(ways: [u32; 2], ages: [u32; 2]) -> (u32, u32, u32) {
 
 /// Takes what stands at a place whose tag the caller has made busy: from here on
 /// nobody finds it, and what others still want to note of it comes too late.
+#[inline(always)]
+fn empty(memory: &impl Memory, entry: &Connection, place: u32) {
+    // The version is the caller's to change; the state is what it was last.
+    let life = memory.swap_wide(&entry.life, odd(entry.life.load()));
+    forget(memory, entry, place, life);
+}
+
+/// Takes away what is elsewhere of a connection whose life was this until it was
+/// given an odd version.
 #[inline(never)]
-fn empty(memory: &impl Memory, place: u32) {
-    let Some(entry) = memory.connection(place) else {
-        return;
-    };
-    let mut life = entry.life.load();
-    let mut tries = 0;
-    while tries < TRIES {
-        let next = u64::from(version(life) | ODD) << VERSION_SHIFT;
-        if memory.exchange_wide(&entry.life, life, next) {
-            break;
-        }
-        life = entry.life.load();
-        tries += 1;
-    }
+fn forget(memory: &impl Memory, entry: &Connection, place: u32, life: u64) {
     if version(life) & ODD != 0 {
         // It was never published.
         return;
@@ -597,6 +607,12 @@ fn empty(memory: &impl Memory, place: u32) {
         let answers = answers_key(entry);
         unlist(memory, &answers, place);
     }
+}
+
+/// The life of an entry that is being written.
+#[inline(always)]
+const fn odd(life: u64) -> u64 {
+    ((version(life) | ODD) as u64) << VERSION_SHIFT
 }
 
 /// The key of the packets from the entry's backend.
@@ -625,8 +641,7 @@ pub fn write(memory: &impl Memory, place: u32, key: &FlowKey, flow: &Flow) {
     let Some(entry) = memory.connection(place) else {
         return;
     };
-    let odd = u64::from(version(entry.life.load()) | ODD);
-    entry.life.store(odd << VERSION_SHIFT);
+    entry.life.store(odd(entry.life.load()));
     let mark = |set: bool, mark: u32| if set { mark } else { 0 };
     let marks = u32::from(flow.forward())
         | mark(key.src.is_v4(), connection::CLIENT_V4)
@@ -759,8 +774,32 @@ fn list(memory: &impl Memory, answers: &FlowKey, place: u32) -> bool {
     let shape = memory.shape();
     let hash = Hash::of(answers, shape.seed);
     let word = hash.mark() | u64::from(place + 1);
-    replace(memory, hash.first(shape.answer_buckets), 0, word)
-        || replace(memory, hash.second(shape.answer_buckets), 0, word)
+    let [mut first, mut second] = [
+        hash.first(shape.answer_buckets),
+        hash.second(shape.answer_buckets),
+    ];
+    let taken = taken(memory, first);
+    if taken > ANSWER_COMFORT && taken > self::taken(memory, second) {
+        (first, second) = (second, first);
+    }
+    replace(memory, first, 0, word) || replace(memory, second, 0, word)
+}
+
+/// How many words of a bucket are taken. Counted without a branch: the verifier
+/// would follow both sides of each.
+#[inline(never)]
+fn taken(memory: &impl Memory, bucket: u32) -> u64 {
+    let Some(answers) = memory.answers(bucket) else {
+        return u64::from(ANSWER_WAYS);
+    };
+    let mut taken = 0;
+    let mut way = 0;
+    while way < ANSWER_WAYS {
+        let word = answers.0[way as usize].load();
+        taken += (word | word.wrapping_neg()) >> 63;
+        way += 1;
+    }
+    taken
 }
 
 /// Takes the packets from the backend away again.
@@ -842,7 +881,7 @@ pub fn remove(memory: &impl Memory, place: u32, version_then: u32) -> bool {
         word.store(old);
         return false;
     }
-    empty(memory, place);
+    empty(memory, entry, place);
     word.store(tag::FREE);
     true
 }
@@ -932,10 +971,13 @@ pub fn is_tcp(entry: &Connection) -> bool {
 /// Frees a place that was left busy, with this tag, by a process that ended in the
 /// middle of its work.
 pub fn release(memory: &impl Memory, place: u32, tag: u32) {
-    if let Some(word) = tag_at(memory, place) {
-        empty(memory, place);
-        memory.exchange(word, tag, tag::FREE);
-    }
+    let (Some(entry), Some(word)) = (memory.connection(place), tag_at(memory, place)) else {
+        return;
+    };
+    empty(memory, entry, place);
+    // Whatever it had done before: nobody else's word has this place.
+    unlist(memory, &answers_key(entry), place);
+    memory.exchange(word, tag, tag::FREE);
 }
 
 /// The connection at this place, as its client's packets find it: their key and

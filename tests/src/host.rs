@@ -214,6 +214,12 @@ impl Memory for HostTables {
         same
     }
 
+    fn swap_wide(&self, word: &Word<u64>, new: u64) -> u64 {
+        let old = word.load();
+        word.store(new);
+        old
+    }
+
     fn count_live(&self, backend: u32, by: i32) {
         if let Some(live) = self.live.get(backend as usize) {
             live.store(live.load().wrapping_add_signed(i64::from(by)));

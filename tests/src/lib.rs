@@ -7,6 +7,7 @@ pub mod frame;
 pub mod host;
 pub mod judge;
 pub mod kernel;
+pub mod memory;
 pub mod netns;
 pub mod network;
 pub mod simulation;

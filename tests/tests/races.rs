@@ -9,7 +9,7 @@ use lb_common::abi::{
     Affinity, AffinityKey, AnswerBucket, Backend, Connection, Endpoint, Flow, Fragment,
     FragmentKey, Party, Policy, Settings, TCP, TagBucket, Tagged, forward,
 };
-use lb_common::flow::{BACKEND_FIN, CLIENT_FIN};
+use lb_common::flow::{BACKEND_FIN, CLIENT_FIN, ESTABLISHED};
 use lb_common::{Be16, Verdict, Word};
 use lb_ebpf::steer::Attribution;
 use lb_ebpf::{Displaced, Hop, Memory, RouteQuery, Shape, Tables, connections};
@@ -108,6 +108,38 @@ fn a_place_that_another_takes_first_is_left_to_it() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_connection_that_was_proved_just_now_is_not_displaced_by_its_tag() -> Result<()> {
+    let one = World::empty()
+        .with(Settings {
+            tag_buckets: 1,
+            ..STEADY
+        })
+        .service(TCP, forward::NAT, SERVICE, &[0])
+        .backend(BACKEND);
+    let tables = HostTables::new(&one);
+    for n in 1..=16 {
+        let client = format!("198.51.100.7:{}", 51_000 + n);
+        arrive(&tables, &WAN, &tcp(&client, SERVICE).syn())?;
+    }
+    // The state is exchanged first, and the tag a moment later: just now.
+    let meddled = Meddled::with(&tables, |tables| {
+        for place in 0..connections::places(tables) {
+            let entry = tables.connection(place).context("there is no place")?;
+            let life = entry.life.load();
+            ensure!(tables.exchange_wide(&entry.life, life, life | u64::from(ESTABLISHED)));
+        }
+        Ok(())
+    });
+    let verdict = process(&meddled, &WAN, &tcp(CLIENT, SERVICE).syn());
+    assert_eq!(verdict, Verdict::FlowTableFull);
+    let state = tables.state();
+    assert_eq!(state.established.len(), 32, "sixteen, both ways");
+    assert_eq!(state.live.get(&0), Some(&16));
+    assert_eq!(state.displaced, [0; 3]);
+    Ok(())
+}
+
 /// What another CPU does.
 type Meddling<'a> = Box<dyn FnOnce(&HostTables) -> Result<()> + 'a>;
 
@@ -153,6 +185,11 @@ impl Memory for Meddled<'_> {
     fn exchange_wide(&self, word: &Word<u64>, old: u64, new: u64) -> bool {
         self.meddle();
         self.tables.exchange_wide(word, old, new)
+    }
+
+    fn swap_wide(&self, word: &Word<u64>, new: u64) -> u64 {
+        self.meddle();
+        self.tables.swap_wide(word, new)
     }
 
     fn shape(&self) -> Shape {

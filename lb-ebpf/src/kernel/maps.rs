@@ -3,7 +3,7 @@
 //! Capacities given here are placeholders; the loader sets them from the
 //! configuration. The names are the names of the pins.
 
-use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
+use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd, atomic_xchg};
 use core::mem::MaybeUninit;
 use core::ptr;
 
@@ -175,6 +175,12 @@ impl Memory for KernelTables<'_> {
             )
         };
         done
+    }
+
+    #[inline(always)]
+    fn swap_wide(&self, word: &Word<u64>, new: u64) -> u64 {
+        // SAFETY: as above.
+        unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(word.as_ptr(), new) }
     }
 
     #[inline(always)]

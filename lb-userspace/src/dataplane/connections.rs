@@ -236,6 +236,12 @@ impl Memory for Table {
             .is_ok()
     }
 
+    fn swap_wide(&self, word: &Word<u64>, new: u64) -> u64 {
+        // SAFETY: as above.
+        let word = unsafe { AtomicU64::from_ptr(word.as_ptr()) };
+        word.swap(new, Ordering::SeqCst)
+    }
+
     fn count_live(&self, backend: u32, by: i32) {
         let Some(count) = self.live.at(backend) else {
             return;

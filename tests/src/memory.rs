@@ -1,0 +1,107 @@
+//! The memory of a table of connections in this process, for as many threads as
+//! like: what the kernel's maps are to the CPUs.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use lb_common::Word;
+use lb_common::abi::{AnswerBucket, Connection, TagBucket, tag};
+use lb_ebpf::{Memory, Shape, connections};
+
+/// See the module.
+pub struct SharedMemory {
+    shape: Shape,
+    tags: Vec<TagBucket>,
+    connections: Vec<Connection>,
+    answers: Vec<AnswerBucket>,
+    live: Vec<Word<u64>>,
+}
+
+impl SharedMemory {
+    /// Empty, with so many backends.
+    pub fn new(shape: Shape, backends: u32) -> Self {
+        Self {
+            shape,
+            tags: many(shape.tag_buckets),
+            connections: many(shape.tag_buckets * tag::WAYS),
+            answers: many(shape.answer_buckets),
+            live: many(backends),
+        }
+    }
+
+    /// How many connections of this backend live.
+    pub fn live(&self, backend: u32) -> u64 {
+        self.live.get(backend as usize).map_or(0, Word::load)
+    }
+
+    /// The classes of all tags: how many there are of each.
+    pub fn classes(&self) -> [usize; 8] {
+        let mut classes = [0; 8];
+        for bucket in &self.tags {
+            for word in &bucket.0 {
+                classes[(word.load() & tag::CLASS) as usize] += 1;
+            }
+        }
+        classes
+    }
+
+    /// How many words of answers are in use.
+    pub fn listed(&self) -> usize {
+        let words = self.answers.iter().flat_map(|bucket| &bucket.0);
+        words.filter(|word| word.load() != 0).count()
+    }
+
+    /// All places with a connection that can be found.
+    pub fn places(&self) -> impl Iterator<Item = u32> {
+        0..connections::places(self)
+    }
+}
+
+fn many<T: Default>(count: u32) -> Vec<T> {
+    (0..count).map(|_| T::default()).collect()
+}
+
+impl Memory for SharedMemory {
+    fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    fn tags(&self, bucket: u32) -> Option<&TagBucket> {
+        self.tags.get(bucket as usize)
+    }
+
+    fn connection(&self, place: u32) -> Option<&Connection> {
+        self.connections.get(place as usize)
+    }
+
+    fn answers(&self, bucket: u32) -> Option<&AnswerBucket> {
+        self.answers.get(bucket as usize)
+    }
+
+    fn exchange(&self, word: &Word<u32>, old: u32, new: u32) -> bool {
+        // SAFETY: an aligned word that is borrowed, and only ever accessed whole.
+        let word = unsafe { AtomicU32::from_ptr(word.as_ptr()) };
+        word.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok()
+    }
+
+    fn exchange_wide(&self, word: &Word<u64>, old: u64, new: u64) -> bool {
+        wide(word)
+            .compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok()
+    }
+
+    fn swap_wide(&self, word: &Word<u64>, new: u64) -> u64 {
+        wide(word).swap(new, Ordering::SeqCst)
+    }
+
+    fn count_live(&self, backend: u32, by: i32) {
+        if let Some(live) = self.live.get(backend as usize) {
+            wide(live).fetch_add(i64::from(by).cast_unsigned(), Ordering::SeqCst);
+        }
+    }
+}
+
+fn wide(word: &Word<u64>) -> &AtomicU64 {
+    // SAFETY: an aligned word that is borrowed, and only ever accessed whole.
+    unsafe { AtomicU64::from_ptr(word.as_ptr()) }
+}
