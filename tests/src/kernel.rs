@@ -165,6 +165,15 @@ impl Kernel {
         self.load()?.verdicts()
     }
 
+    /// How many instructions the verifier went through; from Linux 5.16 on.
+    pub fn verified(&self) -> Result<Option<u32>> {
+        let load = self.load()?;
+        let xdp: &Xdp = (load.program.program(load.name))
+            .context("the program is gone from its object")?
+            .try_into()?;
+        Ok(xdp.info()?.verified_instruction_count())
+    }
+
     fn load(&self) -> Result<&Load> {
         self.loads
             .get(self.current)
