@@ -87,7 +87,7 @@ pub struct Shape {
 const COMFORT: u32 = 12;
 
 /// The same for words of answers.
-const ANSWER_COMFORT: u64 = 5;
+const ANSWER_COMFORT: usize = 6;
 
 /// How often an exchange is tried that another has spoiled.
 const TRIES: u32 = 3;
@@ -778,28 +778,18 @@ fn list(memory: &impl Memory, answers: &FlowKey, place: u32) -> bool {
         hash.first(shape.answer_buckets),
         hash.second(shape.answer_buckets),
     ];
-    let taken = taken(memory, first);
-    if taken > ANSWER_COMFORT && taken > self::taken(memory, second) {
+    if crowded(memory, first) && !crowded(memory, second) {
         (first, second) = (second, first);
     }
     replace(memory, first, 0, word) || replace(memory, second, 0, word)
 }
 
-/// How many words of a bucket are taken. Counted without a branch: the verifier
-/// would follow both sides of each.
-#[inline(never)]
-fn taken(memory: &impl Memory, bucket: u32) -> u64 {
-    let Some(answers) = memory.answers(bucket) else {
-        return u64::from(ANSWER_WAYS);
-    };
-    let mut taken = 0;
-    let mut way = 0;
-    while way < ANSWER_WAYS {
-        let word = answers.0[way as usize].load();
-        taken += (word | word.wrapping_neg()) >> 63;
-        way += 1;
-    }
-    taken
+/// Whether a bucket of answers is nearly full, or was. One word tells, because the
+/// first that is free is taken.
+#[inline(always)]
+fn crowded(memory: &impl Memory, bucket: u32) -> bool {
+    let answers = memory.answers(bucket);
+    answers.is_some_and(|answers| answers.0[ANSWER_COMFORT].load() != 0)
 }
 
 /// Takes the packets from the backend away again.

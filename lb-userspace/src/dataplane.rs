@@ -139,9 +139,10 @@ impl Sizes {
         (self.flows + self.flows / 2).div_ceil(tag::WAYS)
     }
 
-    /// How many buckets of answers: twice as many places as connections.
+    /// How many buckets of answers: three times as many places as connections, for
+    /// the same reason. They are small.
     pub const fn answer_buckets(self) -> u32 {
-        (2 * self.flows).div_ceil(ANSWER_WAYS)
+        (3 * self.flows).div_ceil(ANSWER_WAYS)
     }
 
     /// How many clients there is room for whose backend is remembered.
@@ -668,8 +669,8 @@ mod tests {
     fn rooms_that_follow_from_the_flows_have_bounds() {
         for (flows, buckets, affinities, fragments) in [
             (1, [1, 1], 1_024, 1_024),
-            (80_000, [7_500, 20_000], 20_000, 10_000),
-            (100_000_000, [9_375_000, 25_000_000], 1_048_576, 65_536),
+            (80_000, [7_500, 30_000], 20_000, 10_000),
+            (100_000_000, [9_375_000, 37_500_000], 1_048_576, 65_536),
         ] {
             let sizes = Sizes {
                 services: 1,
