@@ -748,25 +748,36 @@ fn held(memory: &impl Memory, bucket: u32, hash: Hash, key: &FlowKey, besides: u
     false
 }
 
+/// What came of a claim to the packets from a backend.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claimed {
+    /// They are the connection's.
+    Yes,
+    /// They are another's.
+    Contested,
+    /// There is no room to enter it.
+    NoRoom,
+}
+
 /// Gives the packets from the backend with this key to the connection at this
-/// place, which has been written, for the flow's source port. False if they are
-/// another's, or there is no room.
+/// place, which has been written, for the flow's source port.
 #[inline(never)]
-pub fn claim(memory: &impl Memory, answers: &FlowKey, place: u32, flow: &Flow) -> bool {
+pub fn claim(memory: &impl Memory, answers: &FlowKey, place: u32, flow: &Flow) -> Claimed {
     let Some(entry) = memory.connection(place) else {
-        return false;
+        return Claimed::NoRoom;
     };
     write_source(entry, flow);
     if !list(memory, answers, place) {
-        return false;
+        return Claimed::NoRoom;
     }
     // Two who looked at the same time have both entered; at least one of them
     // sees the other here, and gives way.
     if !contested(memory, answers, place) {
-        return true;
+        return Claimed::Yes;
     }
     unlist(memory, answers, place);
-    false
+    Claimed::Contested
 }
 
 #[inline(never)]

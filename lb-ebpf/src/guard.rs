@@ -29,7 +29,7 @@ pub fn admit(parsed: &Parsed, flags: u8, late: bool) -> Result<(), Verdict> {
 
 /// The flags of a segment in the middle of a connection.
 #[inline(always)]
-const fn goes_on(flags: u8) -> bool {
+pub(crate) const fn goes_on(flags: u8) -> bool {
     use tcp_flag::{ACK, RST, SYN};
     flags & (SYN | ACK | RST) == ACK
 }

@@ -71,6 +71,9 @@ pub struct Draft {
     pub search: Search,
     /// The search for a source port.
     pub ports: Ports,
+    /// Not zero where the packet may be the rest of a handshake that was
+    /// displaced.
+    pub late: u32,
 }
 
 /// The search for a source port, or for the one that nat leaves.
@@ -106,6 +109,8 @@ pub mod found {
     pub const OVER: u32 = 2;
     /// One that a connection has which waits for its client.
     pub const HALF_OPEN: u32 = 3;
+    /// There is no room for the answers, whatever the port.
+    pub const FULL: u32 = 4;
 }
 
 /// How far a walk through bytes has come. It stands here, and each step is a

@@ -86,7 +86,8 @@ pub fn choose(
             return Ok(earlier);
         }
     }
-    let chosen = pick_one(tables, key, service, by(tables, &policy, one_way), draft)?;
+    let by = by(tables, &policy, one_way, draft.late != 0);
+    let chosen = pick_one(tables, key, service, by, draft)?;
     if policy.affinity_ticks != 0 {
         remember(tables, &client, chosen);
     }
@@ -121,8 +122,9 @@ fn remember(tables: &impl Tables, client: &AffinityKey, backend: u32) {
 
 /// The pick that counts now.
 #[inline(always)]
-fn by(tables: &impl Tables, policy: &Policy, one_way: bool) -> u32 {
-    if one_way && policy.pick != pick::SOURCE_HASH && churns(tables, CHURN_SECONDS) {
+fn by(tables: &impl Tables, policy: &Policy, one_way: bool, late: bool) -> u32 {
+    let displaced = one_way && (late || churns(tables, CHURN_SECONDS));
+    if displaced && policy.pick != pick::SOURCE_HASH {
         pick::FLOW_HASH
     } else {
         policy.pick
@@ -153,33 +155,13 @@ fn pick_one(
     by: u32,
     draft: &mut Draft,
 ) -> Result<u32, Verdict> {
-    let place = match by {
-        pick::FLOW_HASH => flow_hash(key),
-        pick::SOURCE_HASH => source_hash(&key.src),
+    let slot = match by {
+        pick::FLOW_HASH => tables.hashed_slot(service, flow_hash(key)),
+        pick::SOURCE_HASH => tables.hashed_slot(service, source_hash(&key.src)),
         pick::LEAST => return least(tables, service, draft),
-        _ => return turn(tables, service),
+        _ => tables.next_slot(service),
     };
-    let length = tables.slots(service);
-    if length == 0 {
-        return Err(Verdict::NoBackend);
-    }
-    slot(tables, service, place % length)
-}
-
-#[inline(always)]
-fn slot(tables: &impl Tables, service: u32, place: u32) -> Result<u32, Verdict> {
-    match tables.slot(service, place) {
-        Some(slot) => Ok(slot as u32),
-        None => Err(Verdict::NoBackend),
-    }
-}
-
-#[inline(always)]
-fn turn(tables: &impl Tables, service: u32) -> Result<u32, Verdict> {
-    match tables.next_slot(service) {
-        Some(slot) => Ok(slot as u32),
-        None => Err(Verdict::NoBackend),
-    }
+    slot.map(|slot| slot as u32).ok_or(Verdict::NoBackend)
 }
 
 #[inline(always)]

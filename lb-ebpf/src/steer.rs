@@ -32,7 +32,7 @@ use lb_common::flow::{
 };
 use lb_common::{Address, Be16, Verdict};
 
-use crate::connections::{self, NOWHERE};
+use crate::connections::{self, Claimed, NOWHERE};
 use crate::guard;
 use crate::packet::{Packet, Tcp};
 use crate::parse::{Parsed, Part};
@@ -139,7 +139,7 @@ pub fn steer(
             room.whose.flow(&room.flow);
             room.parsed.sound(packet.length())?;
             let segment = Segment::of(packet, &room.parsed)?;
-            let marks = marks(tables, room);
+            let marks = marks(tables, room, &segment);
             if !segment.reopens(&room.flow) && marks == 0 {
                 live_on(tables, &room.parsed.key, &room.flow, &segment);
                 if segment.is_syn() {
@@ -187,16 +187,21 @@ fn find(tables: &impl Tables, key: &FlowKey, flow: &mut Flow) -> Found {
 }
 
 /// What the flow's backend has for marks that concern this packet: that TCP is
-/// to be reset, or that a client's packet goes to another backend.
+/// to be reset, or that a client's packet goes to another backend. A packet
+/// with which no flow could begin there does not: it would only end the old one.
 #[inline(always)]
-fn marks(tables: &impl Tables, room: &Room) -> u8 {
+fn marks(tables: &impl Tables, room: &Room, segment: &Segment) -> u8 {
     let marks = match tables.backend(room.flow.backend) {
         Some(backend) => backend.flags & (GONE | REHASH),
         None => 0,
     };
-    if marks & GONE != 0 && room.parsed.key.protocol == u32::from(TCP) {
+    let tcp = room.parsed.key.protocol == u32::from(TCP);
+    if marks & GONE != 0 && tcp {
         GONE
-    } else if room.flow.is_reply() {
+    } else if room.flow.is_reply()
+        || room.parsed.part == Part::Later
+        || tcp && !opens(segment.flags) && !guard::goes_on(segment.flags)
+    {
         0
     } else {
         marks
@@ -204,7 +209,8 @@ fn marks(tables: &impl Tables, room: &Room) -> u8 {
 }
 
 /// Lets a packet part from its flow: it is answered with a RST, or the flow makes
-/// way for one that it begins.
+/// way for one that it begins. Where there is no backend for that one, it stays as
+/// it is.
 #[inline(never)]
 fn part(
     tables: &impl Tables,
@@ -217,6 +223,10 @@ fn part(
     if marks & GONE != 0 && tcp && !begins {
         connections::advance(tables, &room.flow, 0, RESET, stamp(tables));
         return Err(Verdict::FlowReset);
+    }
+    if tables.slots(u32::from(room.flow.service)) == 0 {
+        room.whose.backend = NOBODY;
+        return Err(Verdict::NoBackend);
     }
     connections::remove(tables, room.flow.place, room.flow.life.version);
     room.whose = Attribution::NOBODY;
@@ -271,8 +281,9 @@ fn from_client(
     if parsed.part == Part::Later {
         return Err(Verdict::NoFlow);
     }
-    let late = *anew != 0 || schedule::may_be_late(tables, service.forward);
-    guard::admit(parsed, segment.flags, late)?;
+    let late = schedule::may_be_late(tables, service.forward);
+    guard::admit(parsed, segment.flags, late || *anew != 0)?;
+    draft.late = u32::from(late && guard::goes_on(segment.flags));
     begin(tables, &parsed.key, service, draft, whose)?;
     *flow = draft.forward;
     Ok(())
@@ -474,7 +485,18 @@ fn claim_port(tables: &impl Tables, key: &FlowKey, draft: &mut Draft) -> Result<
     if draft.ports.found != found::NOTHING && settle(tables, key, draft) {
         Ok(())
     } else {
-        Err(Verdict::PortsExhausted)
+        Err(refusal(draft, Verdict::PortsExhausted))
+    }
+}
+
+/// Why a connection got no key for its answers: there was no room for it, or the
+/// other reason.
+#[inline(always)]
+fn refusal(draft: &Draft, otherwise: Verdict) -> Verdict {
+    if draft.ports.found == found::FULL {
+        Verdict::FlowTableFull
+    } else {
+        otherwise
     }
 }
 
@@ -519,7 +541,7 @@ fn claim_tuple(tables: &impl Tables, key: &FlowKey, draft: &mut Draft) -> Result
     if over && settle(tables, key, draft) {
         Ok(())
     } else {
-        Err(Verdict::TupleTaken)
+        Err(refusal(draft, Verdict::TupleTaken))
     }
 }
 
@@ -546,7 +568,9 @@ fn look(tables: &impl Tables, key: &FlowKey, draft: &mut Draft) -> bool {
         return false;
     };
     let (state, version) = connections::stands(entry);
-    let silent = tables.now().wrapping_sub(entry.seen.load());
+    // In this order: a packet that is noted in between is not ahead of the time.
+    let seen = entry.seen.load();
+    let silent = tables.now().wrapping_sub(seen);
     let over = ended(state) && silent >= ports.rest || silent >= tables.settings().idle_ticks;
     let half_open = state & ESTABLISHED == 0 && !ended(state);
     let waited = (silent >> (tables.settings().stamp_shift.saturating_sub(4) & 31)).wrapping_add(1);
@@ -577,9 +601,16 @@ fn settle(tables: &impl Tables, key: &FlowKey, draft: &mut Draft) -> bool {
     draft.forward.ip_delta = ip.0;
     draft.forward.transport_delta = transport.0;
     let Draft {
-        forward, reply_key, ..
+        forward,
+        reply_key,
+        ports,
+        ..
     } = draft;
-    connections::claim(tables, reply_key, forward.place, forward)
+    let claimed = connections::claim(tables, reply_key, forward.place, forward);
+    if claimed == Claimed::NoRoom {
+        ports.found = found::FULL;
+    }
+    claimed == Claimed::Yes
 }
 
 /// The key of the answers, field by field: put together on the stack first, its

@@ -132,6 +132,10 @@ pub trait Tables: Memory {
     /// The slot at this place of the service's sequence.
     fn slot(&self, service: u32, place: u32) -> Option<u64>;
 
+    /// The slot at the place of the service's sequence that this hash says.
+    /// `None` when the sequence is empty.
+    fn hashed_slot(&self, service: u32, hash: u32) -> Option<u64>;
+
     /// How many turns the service's sequence has had, which is one more now.
     fn next_turn(&self, service: u32) -> u64;
 

@@ -145,6 +145,15 @@ impl HostTables {
         self.now.set(ticks);
     }
 
+    /// Gives a service another sequence, from its beginning.
+    pub fn set_slots(&mut self, service: u32, slots: &[u64]) {
+        let sequence = Sequence {
+            slots: slots.to_vec(),
+            cursor: Cell::new(0),
+        };
+        self.sequences.insert(service, sequence);
+    }
+
     /// What the tables hold.
     pub fn state(&self) -> State {
         let mut state = State {
@@ -255,6 +264,11 @@ impl Tables for HostTables {
 
     fn slot(&self, service: u32, place: u32) -> Option<u64> {
         (self.sequences.get(&service)?.slots.get(place as usize)).copied()
+    }
+
+    fn hashed_slot(&self, service: u32, hash: u32) -> Option<u64> {
+        let length = self.slots(service);
+        (length != 0).then(|| self.slot(service, hash % length))?
     }
 
     fn next_turn(&self, service: u32) -> u64 {

@@ -231,6 +231,7 @@ asked_of_the_tables! {
     fn policy(service: u32) -> Policy;
     fn slots(service: u32) -> u32;
     fn slot(service: u32, place: u32) -> Option<u64>;
+    fn hashed_slot(service: u32, hash: u32) -> Option<u64>;
     fn next_turn(service: u32) -> u64;
     fn next_slot(service: u32) -> Option<u64>;
     fn live(backend: u32) -> u32;

@@ -9,7 +9,7 @@ use lb_common::flow::{
     ANSWERED, BACKEND_FIN, CLIENT_FIN, ESTABLISHED, RESET, ended, twin, twin_key,
 };
 use lb_common::{Address, Be16};
-use lb_ebpf::connections::{self, Hash, Search};
+use lb_ebpf::connections::{self, Claimed, Hash, Search};
 use lb_ebpf::{Memory as _, Shape};
 use lb_userspace::dataplane::Sizes;
 use tests::memory::SharedMemory;
@@ -66,7 +66,7 @@ fn begin(memory: &SharedMemory, key: &FlowKey, flow: &Flow, stamp: u32) -> Optio
     }
     let place = search.seat.place;
     connections::write(memory, place, key, flow);
-    if !connections::claim(memory, &twin_key(key, flow), place, flow) {
+    if connections::claim(memory, &twin_key(key, flow), place, flow) != Claimed::Yes {
         connections::abandon(memory, place);
         return None;
     }

@@ -244,6 +244,19 @@ impl Tables for KernelTables<'_> {
     }
 
     #[inline(always)]
+    fn hashed_slot(&self, service: u32, hash: u32) -> Option<u64> {
+        // Length and slot of one sequence, whatever takes its place meanwhile.
+        let words = SEQUENCES.get(service)?;
+        let length = *words.get(sequence::LENGTH)? as u32;
+        if length == 0 {
+            return None;
+        }
+        words
+            .get(sequence::FIRST.wrapping_add(hash % length))
+            .copied()
+    }
+
+    #[inline(always)]
     fn next_turn(&self, service: u32) -> u64 {
         let cursor = SEQUENCES
             .get(service)

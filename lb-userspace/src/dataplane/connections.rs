@@ -14,7 +14,7 @@ use aya::maps::MapData;
 use lb_common::Word;
 use lb_common::abi::{AnswerBucket, Connection, Flow, FlowKey, TagBucket, tag};
 use lb_common::flow::{ESTABLISHED, twin_key};
-use lb_ebpf::connections::{self, Search};
+use lb_ebpf::connections::{self, Claimed, Search};
 use lb_ebpf::{Memory, Shape};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -186,7 +186,8 @@ impl Table {
         let place = search.seat.place;
         connections::write(self, place, key, flow);
         let answers = twin_key(key, flow);
-        if !flow.one_way() && !connections::claim(self, &answers, place, flow) {
+        let claimed = || connections::claim(self, &answers, place, flow) == Claimed::Yes;
+        if !flow.one_way() && !claimed() {
             connections::abandon(self, place);
             return None;
         }

@@ -20,6 +20,13 @@ use crate::world::{STEADY, World};
 /// How many places the table has.
 const PLACES: u16 = 16;
 
+/// A table of one bucket, and two buckets of answers: too few for it, were they
+/// filled by chance.
+const NARROW: Settings = Settings {
+    answer_buckets: 1,
+    ..SMALL
+};
+
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for cast in CASTS {
@@ -38,7 +45,7 @@ pub(super) fn cases() -> Vec<Case> {
         }
         cases.push(late_by_source(cast));
     }
-    cases.extend([never_late(), port_and_place()]);
+    cases.extend([never_late(), no_answers(), port_and_place()]);
     cases
 }
 
@@ -305,6 +312,20 @@ fn late_by_source(cast: &Cast) -> Case {
     kind.taken(case, port(19), 0, &kind.asks(port(19)).flags(ACK))
         .then_displaced([4, 0, 0])
         .then_turns(0)
+}
+
+fn no_answers() -> Case {
+    let world = V4.world(TCP, forward::NAT).with(NARROW);
+    let kind = Kind::new(&V4, TCP, forward::NAT);
+    let case = Case::new(
+        "where no word is left for the answers no connection begins, and none is lost",
+        world,
+    );
+    let case = syns(case, kind, 0..8).then_flows(0, 16);
+    case.leaves_alone(&WAN, &kind.asks(port(8)).syn(), Verdict::FlowTableFull)
+        .then_flows(0, 16)
+        .then_displaced([0; 3])
+        .then_all_live(8)
 }
 
 /// Both at once: the place of an ended connection, and the port of a half-open

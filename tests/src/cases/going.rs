@@ -34,6 +34,7 @@ pub(super) fn cases() -> Vec<Case> {
                 datagrams(udp, backend::RESET),
                 datagrams(udp, backend::REHASH),
                 moved(tcp),
+                moved_nowhere(tcp),
             ]);
         }
         for mode in [forward::FULL_NAT, forward::NAT] {
@@ -265,6 +266,24 @@ fn moved(kind: Kind<'_>) -> Case {
     let case = kind.taken(case, 51_002, 0, &kind.asks(51_002).syn());
     kind.taken(case, 51_002, 1, &kind.asks(51_002).fin())
         .then_turns(5)
+}
+
+fn moved_nowhere(kind: Kind<'_>) -> Case {
+    let says = format!(
+        "{}: of a flow that is to move only what a connection goes on with moves it; the rest goes where it went",
+        kind.name()
+    );
+    let client = kind.asks(51_000);
+    let case = Case::new(says, kind.marked(backend::REHASH));
+    let case = kind.taken(case, 51_000, 0, &client.clone().syn());
+    let case = kind.taken(case, 51_000, 0, &client.clone().flags(FIN));
+    let case = kind.taken(case, 51_000, 0, &client.clone().syn_ack(1));
+    let case = kind
+        .taken(case, 51_000, 0, &client.clone().rst())
+        .then_live([0, 0, 0]);
+    kind.taken(case, 51_000, 1, &client.syn())
+        .then_live([0, 1, 0])
+        .then_turns(2)
 }
 
 fn backends_own(kind: Kind<'_>) -> Case {
