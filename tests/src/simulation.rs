@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 
 use lb_common::abi::{FlowKey, TCP, pick};
 use lb_common::{Address, Be16};
+use lb_ebpf::schedule::{flow_hash, source_hash};
 use lb_userspace::model::endpoint;
 use lb_userspace::schedule::{Candidate, Scheduler, WHOLE, backend_of, weight_of};
 
@@ -76,7 +77,10 @@ pub fn choices(scheduler: &Scheduler, backends: &[Candidate], flows: &[FlowKey])
             .map(backend_of)
             .collect(),
         pick::FLOW_HASH => flows.iter().map(|flow| at(flow_hash(flow))).collect(),
-        pick::SOURCE_HASH => flows.iter().map(|flow| at(source_hash(flow))).collect(),
+        pick::SOURCE_HASH => flows
+            .iter()
+            .map(|flow| at(source_hash(&flow.src)))
+            .collect(),
         pick::LEAST => {
             let mut least = Least::new(&slots);
             flows.iter().map(|_| least.begin()).collect()
@@ -217,24 +221,4 @@ pub fn measure(scheduler: &'static Scheduler, flows: &[FlowKey]) -> Measured {
         // The way back: what is not the new one's now was the same one's before.
         moved_by_addition: moved(&grown, &before, Some(EQUAL as u32)),
     }
-}
-
-/// Stands for the data path's hash of both ends.
-fn flow_hash(flow: &FlowKey) -> u32 {
-    hash(bytemuck::bytes_of(flow))
-}
-
-/// Stands for the data path's hash of the client's address.
-fn source_hash(flow: &FlowKey) -> u32 {
-    hash(bytemuck::bytes_of(&flow.src))
-}
-
-/// FNV-1a (RFC 9923), with a finish that reaches every bit.
-fn hash(bytes: &[u8]) -> u32 {
-    let hash = bytes.iter().fold(0x811c_9dc5_u32, |hash, &byte| {
-        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    });
-    let hash = (hash ^ hash >> 16).wrapping_mul(0x85eb_ca6b);
-    let hash = (hash ^ hash >> 13).wrapping_mul(0xc2b2_ae35);
-    hash ^ hash >> 16
 }
