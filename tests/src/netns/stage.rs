@@ -1,6 +1,8 @@
 //! A network made ready for one service in any mode, with servers that hold many
 //! connections.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
 use anyhow::{Context as _, Result};
 
 use super::{Arms, Daemon, Decap, EchoServer, Net, Service, most_files};
@@ -39,7 +41,14 @@ impl Stage {
         let servers = (0_u8..)
             .zip(&net.backends)
             .map(|(number, host)| {
-                EchoServer::start(host, number, service.server(&net, number.into()))
+                // At every address: where packets come with the service's own,
+                // checks come with the backend's.
+                let address = service.server(&net, number.into());
+                let any: IpAddr = match address {
+                    SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                    SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+                };
+                EchoServer::start(host, number, SocketAddr::new(any, address.port()))
             })
             .collect::<Result<_>>()?;
         let texts = [format!("{sections}\n"), service.toml(&net)];
