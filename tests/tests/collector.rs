@@ -1,6 +1,7 @@
 //! What a million connections cost the daemon, which counts them and lets go of
 //! those that are over: hardly anything of a core.
 //!
+//! The promise is that of an optimised daemon: `cargo test --release` looks at one.
 //! `LB_COLLECTOR_FLOWS=N` holds more of them or fewer, `LB_COLLECTOR_SECONDS=N`
 //! looks longer.
 
@@ -19,8 +20,9 @@ const FLOWS: u64 = 1_000_000;
 /// second.
 const SECONDS: u64 = 20;
 
-/// The promise: so much of one core.
-const SHARE: f64 = 0.05;
+/// The promise: so much of one core; more where the daemon is built without
+/// optimisation, as it is by default beside a test.
+const SHARE: f64 = if cfg!(debug_assertions) { 0.25 } else { 0.05 };
 
 /// How many are begun before they are finished.
 const AT_ONCE: u32 = 10_000;

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::MapData;
+use lb_common::abi::ABI_VERSION;
+use lb_userspace::dataplane::Table;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Host, Net, socket, wait_until};
@@ -307,6 +309,13 @@ impl Daemon {
         }
         names.sort();
         names
+    }
+
+    /// How many connections stand in its table, those that have ended among them.
+    pub fn entries(&self) -> Result<usize> {
+        let folder = self.pins.join(format!("v{ABI_VERSION}"));
+        // Only who looks for one connection needs the seed.
+        Ok(Table::pinned(0, &folder)?.all().count())
     }
 
     /// What the kernel says that its pinned tables take, in bytes.
