@@ -6,7 +6,7 @@ use tests::kernel::{Kernel, PROGRAMS, in_namespace};
 use tests::world::{Side as _, World};
 
 /// What is left is for kernels whose verifier goes through more.
-const MOST: u32 = 500_000;
+const MOST: u32 = 400_000;
 
 #[test]
 fn the_verifier_is_far_from_its_limit_for_both_flavours() -> Result<()> {
