@@ -64,7 +64,8 @@ pub(super) struct Found {
 pub(super) fn find(pin_path: &Path) -> anyhow::Result<Option<Found>> {
     let mut found = all(pin_path)?;
     if found.len() > 1 {
-        let used = used_by_links(pin_path).unwrap_or_default();
+        let used = used_by_links(pin_path)
+            .context("cannot tell which of the tables that were found are in use")?;
         let keep = found
             .iter()
             .position(|tables| holds_any(&tables.folder, &used))
@@ -119,12 +120,19 @@ fn used_by_links(pin_path: &Path) -> anyhow::Result<Vec<u32>> {
         }
     }
     let mut maps = Vec::new();
-    for program in loaded_programs() {
-        let program = program?;
+    // Others than those of the links come and go while they are listed; one that
+    // has just gone cannot be opened.
+    for program in loaded_programs().filter_map(Result::ok) {
         if programs.contains(&program.id()) {
             maps.extend(program.map_ids()?.unwrap_or_default());
+            programs.retain(|id| *id != program.id());
         }
     }
+    ensure!(
+        programs.is_empty(),
+        "the programs {programs:?} of links in {} are not among those that the kernel lists",
+        pin_path.display()
+    );
     Ok(maps)
 }
 
@@ -522,7 +530,14 @@ impl Drop for Handover {
         if self.finished {
             return;
         }
-        let used = used_by_links(&self.pin_path).unwrap_or_default();
+        // Where that cannot be told, the next start will tell.
+        let used = match used_by_links(&self.pin_path) {
+            Ok(used) => used,
+            Err(error) => {
+                log::error!("leaving {}: {error:#}", self.folder.display());
+                return;
+            }
+        };
         if !holds_any(&self.folder, &used)
             && let Err(error) = fs::remove_dir_all(&self.folder)
         {
