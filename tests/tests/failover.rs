@@ -102,7 +102,7 @@ fn killing_the_daemon_under_load_loses_no_request_no_flow_and_not_the_link() -> 
     let net = &stage.net;
     let balancer = &mut stage.balancer;
     let mut open = net.client.enter(|| open(service, 12))?;
-    let link = link_id(balancer)?;
+    let link = balancer.link_id("eth0")?;
 
     let stop = AtomicBool::new(false);
     let (answers, programs) = thread::scope(|scope| -> Result<_> {
@@ -120,7 +120,7 @@ fn killing_the_daemon_under_load_loses_no_request_no_flow_and_not_the_link() -> 
                 balancer.restart()?;
                 still_there(&mut open)?;
                 assert_eq!(balancer.json(&["status"])?["adopted"], true);
-                assert_eq!(link_id(balancer)?, link, "it is the same link");
+                assert_eq!(balancer.link_id("eth0")?, link, "it is the same link");
             }
             Ok(())
         };
@@ -357,19 +357,6 @@ fn watch_link(net: &Net, stop: &AtomicBool) -> Result<Vec<u64>> {
         thread::sleep(Duration::from_millis(5));
     }
     Ok(programs)
-}
-
-/// The kernel's number of the pinned link.
-fn link_id(daemon: &Daemon) -> Result<u64> {
-    let pin = daemon.pins.join("link-eth0");
-    let output = std::process::Command::new("bpftool")
-        .args(["-j", "link", "show", "pinned"])
-        .arg(&pin)
-        .output()
-        .context("cannot run bpftool")?;
-    let link: serde_json::Value = serde_json::from_slice(&output.stdout)
-        .with_context(|| format!("bpftool on {}: {output:?}", pin.display()))?;
-    link["id"].as_u64().context("a link has a number")
 }
 
 fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {

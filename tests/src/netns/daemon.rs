@@ -51,6 +51,8 @@ pub(super) fn beside(name: &str) -> PathBuf {
 /// is printed.
 pub struct Daemon {
     host: Host,
+    /// The `lb` that it runs, and by which it is commanded.
+    pub lb: PathBuf,
     /// Its configuration file.
     pub config: PathBuf,
     /// Its control socket.
@@ -61,7 +63,8 @@ pub struct Daemon {
     pub log: PathBuf,
     /// For how many connections its tables are.
     pub max_flows: u32,
-    arguments: Vec<String>,
+    /// More arguments of `lb run`.
+    pub arguments: Vec<String>,
     child: Option<Child>,
 }
 
@@ -101,6 +104,7 @@ impl Daemon {
         let file = |ending: &str| net.folder().join(format!("{name}.{ending}"));
         Self {
             host: host.clone(),
+            lb: lb_binary(),
             config: file("toml"),
             control: file("sock"),
             pins: net.pins(name),
@@ -122,7 +126,7 @@ impl Daemon {
 
     /// `lb run` as a command.
     fn command(&self) -> Command {
-        self.command_through(&[&lb_binary().display().to_string()])
+        self.command_through(&[&self.lb.display().to_string()])
     }
 
     /// `lb run` as a command, for those who want to see it fail: `words` are
@@ -193,8 +197,8 @@ impl Daemon {
 
     /// A command to this daemon, whatever comes of it.
     pub fn lb_output(&self, arguments: &[&str]) -> Result<Output> {
-        let lb = lb_binary();
-        Command::new(&lb)
+        let lb = &self.lb;
+        Command::new(lb)
             .arg("--control")
             .arg(&self.control)
             .args(arguments)
@@ -292,6 +296,19 @@ impl Daemon {
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let child = self.child.as_ref().context("the daemon does not run")?;
         kill_process(Pid::from_child(child), signal).context("cannot signal the daemon")
+    }
+
+    /// The kernel's number of its pinned link on an interface.
+    pub fn link_id(&self, interface: &str) -> Result<u64> {
+        let pin = self.pins.join(format!("link-{interface}"));
+        let output = Command::new("bpftool")
+            .args(["-j", "link", "show", "pinned"])
+            .arg(&pin)
+            .output()
+            .context("cannot run bpftool")?;
+        let link: serde_json::Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("bpftool on {}: {output:?}", pin.display()))?;
+        link["id"].as_u64().context("a link has a number")
     }
 
     /// The names below its pin folder, sorted; none if there is no folder.
