@@ -10,5 +10,6 @@ pub mod kernel;
 pub mod memory;
 pub mod netns;
 pub mod network;
+pub mod other_build;
 pub mod simulation;
 pub mod world;
