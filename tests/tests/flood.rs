@@ -129,7 +129,7 @@ fn nothing_that_lives_breaks(forward: &'static str, family: Family) -> Result<()
         &broken[..broken.len().min(5)]
     );
     ensure!(
-        arrived * 5 >= flooded.packets,
+        arrived * 10 >= flooded.packets,
         "only {arrived} of {} SYNs reached the balancer",
         flooded.packets
     );

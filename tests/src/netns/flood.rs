@@ -20,7 +20,6 @@ use aya::{Ebpf, EbpfLoader};
 use bytemuck::{cast, pod_read_unaligned};
 use rustix::net::netdevice::name_to_index;
 use rustix::net::{AddressFamily, SocketType, socket as open_socket};
-use rustix::process::setpriority_process;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{Family, Host, Net, batch, socket};
@@ -40,10 +39,6 @@ const BATCH: u32 = 64;
 
 /// How many ports each sender of [`Handshakes`] uses.
 const PORTS_EACH: u32 = 50_000;
-
-/// The lowest priority (setpriority(2)): the attacker's machine is another one, so
-/// whatever handles the frames goes first.
-const LOWEST: i32 = 19;
 
 /// See the module. Dropped, it ends.
 #[derive(Debug)]
@@ -114,7 +109,6 @@ impl Flood {
         let began = Instant::now();
         let thread = net.switch.spawn(move || -> Result<()> {
             stay_on_one_cpu()?;
-            setpriority_process(None, LOWEST)?;
             while !end.load(Ordering::Relaxed) && began.elapsed() < at_most {
                 run.send(SPELL)?;
                 count.store(run.made()?, Ordering::Relaxed);
@@ -205,10 +199,7 @@ impl Handshakes {
             let mut recipe: Recipe = pod_read_unaligned(&run.recipe.get(&0, 0)?);
             recipe.next = numbers.start;
             run.recipe.set(0, cast::<_, [u8; _]>(recipe), 0)?;
-            self.net.enter(|| {
-                setpriority_process(None, LOWEST)?;
-                run.send(count)
-            })?;
+            self.net.enter(|| run.send(count))?;
         }
         Ok(())
     }
