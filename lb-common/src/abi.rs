@@ -491,7 +491,7 @@ pub struct Settings {
     /// Mixed into the choice of ports, so that outsiders cannot steer it.
     pub seed: u32,
     /// By how many bits ticks are shifted to make the coarse stamp of a tag
-    /// ([`tag`]): about a quarter of a second.
+    /// ([`tag`]): about half a second.
     pub stamp_shift: u32,
     /// How many buckets the `TAGS` table has.
     pub tag_buckets: u32,

@@ -49,7 +49,7 @@ const TIME_WAIT_SECONDS: u32 = 60;
 
 /// A handshake that was displaced within so many stamps of its beginning
 /// (about three seconds) may have been an honest client's.
-const YOUNG: u32 = 12;
+const YOUNG: u32 = 6;
 
 /// Whom a packet is counted for. Whole words, like the tables' keys.
 #[repr(align(8))]

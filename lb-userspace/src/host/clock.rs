@@ -25,9 +25,10 @@ pub fn ticks_per_second() -> u32 {
 }
 
 /// By how many bits ticks are shifted to make the coarse stamp of the table of
-/// connections ([`lb_common::abi::tag`]): about a quarter of a second.
+/// connections ([`lb_common::abi::tag`]): about half a second, so that the stamps
+/// do not go round while a handshake may wait for its client.
 pub fn stamp_shift(ticks_per_second: u32) -> u32 {
-    (ticks_per_second / 4).next_power_of_two().ilog2()
+    (ticks_per_second / 2).next_power_of_two().ilog2()
 }
 
 /// Now in kernel ticks: an estimate of the low 32 bits of `jiffies_64`.
