@@ -341,7 +341,7 @@ impl Line {
         exchange.await.context("no answer came")?;
         ensure!(
             reply[..8] == token.to_be_bytes(),
-            "the answer is another connection's"
+            "mixed up: the answer is another connection's"
         );
         let address: [u8; 16] = reply[16..].try_into()?;
         let address = Ipv6Addr::from(address);
