@@ -210,11 +210,13 @@ impl Controller {
             now,
         )
         .map_err(|full| Refusal::Invalid(full.to_string()))?;
+        // Before the tables change: a backend that they do not know yet is one that
+        // nobody has judged.
+        let targets = self.targets(&config, &overrides);
         for change in reconcile::diff(&self.tables, &plan.tables) {
             self.dataplane.apply(&change)?;
             self.tables.apply(&change);
         }
-        let targets = self.targets(&config, &overrides);
         self.checker.reconcile(targets);
         self.lingering = lingering;
         self.slow_starts = slow_starts;

@@ -19,8 +19,8 @@ use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
 
 use lb_userspace::api::types::{
-    Backend, Changed, DropCount, DropShare, Event, Events, Flow, Flows, Interface, Override,
-    Refused, Reloaded, ServiceDetail, ServiceSummary, Status, Traffic,
+    Backend, Changed, DropCount, DropShare, Event, Events, Flow, FlowCounts, Flows, Interface,
+    Override, Refused, Reloaded, ServiceDetail, ServiceSummary, Status, Traffic,
 };
 
 /// Answers by request (`GET /v1/status`), in order; the last one stays.
@@ -277,6 +277,11 @@ fn status() -> Status {
         ],
         services: vec![summary()],
         flow_capacity: 2_000_000,
+        flows: FlowCounts {
+            half_open: 12,
+            established: 34_567,
+            ended: 8,
+        },
         overrides: 2,
     }
 }
@@ -326,7 +331,7 @@ Node        lb-a
 HA state    standalone
 Daemon      version 0.1.0, pid 4242, up 3h 12m, took over the flows that were there
 Interfaces  eth0 native, eth1 generic (slow)
-Flow table  room for 2.0M entries
+Flow table  34.6k established, 12 half open, 8 ended; room for 2.0M
 Overrides   2 (see `lb overrides`)
 
 SERVICE  LISTEN           PROTOCOL  FORWARD   SCHEDULER  HEALTHY  NEW/S  PACKETS/S        RATE

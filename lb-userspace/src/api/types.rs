@@ -13,6 +13,17 @@ use serde::{Deserialize, Serialize};
 /// longer asks again.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
+/// Connections by how they stand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowCounts {
+    /// Whose client has proved nothing yet.
+    pub half_open: u64,
+    /// That live.
+    pub established: u64,
+    /// That have ended, and rest for a while.
+    pub ended: u64,
+}
+
 /// `GET /v1/status`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
@@ -32,8 +43,10 @@ pub struct Status {
     pub interfaces: Vec<Interface>,
     /// One line each.
     pub services: Vec<ServiceSummary>,
-    /// Entries the flow table can hold, both halves of a connection counted.
+    /// How many connections there is room for.
     pub flow_capacity: u64,
+    /// What there was when the table was last gone through, a second ago at most.
+    pub flows: FlowCounts,
     /// Changes made at run time that differ from the file.
     pub overrides: usize,
 }

@@ -41,6 +41,14 @@ pub(super) fn status(controller: &Controller) -> types::Status {
             .collect(),
         services: summaries(controller),
         flow_capacity: controller.dataplane.flow_capacity(),
+        flows: {
+            let census = controller.census();
+            types::FlowCounts {
+                half_open: census.half_open,
+                established: census.established,
+                ended: census.closed,
+            }
+        },
         overrides: controller.state.overrides.len(),
     }
 }

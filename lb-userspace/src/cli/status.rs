@@ -41,7 +41,13 @@ fn text(status: &Answer, width: Option<usize>) -> String {
         0 => "none".to_owned(),
         number => styled(NOTABLE, &format!("{number} (see `lb overrides`)")),
     };
-    let table = format!("room for {} entries", units::count(status.flow_capacity));
+    let table = format!(
+        "{} established, {} half open, {} ended; room for {}",
+        units::count(status.flows.established),
+        units::count(status.flows.half_open),
+        units::count(status.flows.ended),
+        units::count(status.flow_capacity)
+    );
     let node = fields(&[
         ("Node", styled(PLAIN, &status.node)),
         ("HA state", styled(PLAIN, &status.ha_state)),

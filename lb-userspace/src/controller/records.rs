@@ -11,6 +11,7 @@ use lb_ebpf::Displaced;
 use log::debug;
 
 use super::{Controller, Refusal};
+use crate::collector::Census;
 use crate::dataplane::Handover;
 use crate::events::watch::{self, Gauges, Sample, Totals};
 use crate::events::{Kind, Subject, drain, joined};
@@ -173,6 +174,11 @@ impl Controller {
         self.journal
             .record(Kind::Upgraded, Subject::node(), sentence);
         Ok(())
+    }
+
+    /// What the collector has counted on its last walk.
+    pub fn census(&self) -> Census {
+        self.collector.census()
     }
 
     /// Takes over what the collector has counted on its last walk.
