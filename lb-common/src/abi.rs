@@ -12,7 +12,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::{Address, Be16, Word};
 
 /// The version of everything in this module.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// No service, or no backend: the packet ended before one was known.
 pub const NOBODY: u32 = u32::MAX;
@@ -219,6 +219,8 @@ pub struct Flow {
     pub zero: u32,
     /// How the connection stood.
     pub life: Life,
+    /// What was noted of the way: see [`Connection::hops`].
+    pub hop: u64,
 }
 
 impl Flow {
@@ -275,6 +277,9 @@ pub struct Connection {
     /// which is odd while the entry is written, and another for each connection
     /// that the entry ever holds.
     pub life: Word<u64>,
+    /// Where the next hop of packets from the client stands, and of those from
+    /// the backend: see [`hop`].
+    pub hops: [Word<u64>; 2],
     /// See [`Life::seen`].
     pub seen: Word<u32>,
     /// See [`Life::proof`].
@@ -292,12 +297,10 @@ pub struct Connection {
     pub back_ports: Word<u32>,
     /// The last four bytes of the addresses of client, service and backend.
     pub low: [Word<u32>; 3],
-    /// Always zero.
-    pub spare: [Word<u32>; 3],
     /// The first twelve bytes of those that are IPv6.
     pub high: [[Word<u32>; 3]; 3],
     /// Always zero.
-    pub rest: [Word<u32>; 8],
+    pub rest: [Word<u32>; 7],
 }
 
 /// Marks in the high half of [`Connection::service`].
@@ -310,6 +313,50 @@ pub mod connection {
     pub const BACKEND_V4: u32 = 1 << 9;
     /// The protocol is TCP; otherwise it is UDP.
     pub const TCP: u32 = 1 << 10;
+}
+
+/// What a connection notes of its way ([`Connection::hops`]): the number of an
+/// entry of the `HOPS` table plus one, so that zero is nothing; the six bits of
+/// the packets' DSCP (RFC 2474), which routes may depend on; the low bits of the
+/// connection's own version, because a note may come late, when the place is
+/// already another's; and the version of the entry.
+pub mod hop {
+    /// How many entries the table has; a power of two.
+    pub const PLACES: u32 = 1024;
+    /// The bits of the number.
+    pub const NUMBER: u64 = 0xffff;
+    /// Where the DSCP stands.
+    pub const DSCP_SHIFT: u32 = 16;
+    /// Where the low bits of the connection's version stand.
+    pub const OWNER_SHIFT: u32 = 24;
+    /// Where the entry's version stands.
+    pub const VERSION_SHIFT: u32 = 32;
+}
+
+/// A next hop: an entry of the `HOPS` table, which all CPUs share and nobody locks;
+/// see `lb_ebpf::hops`.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct NextHop {
+    /// Odd while the entry is written, and another for each next hop that it
+    /// ever holds.
+    pub version: Word<u32>,
+    /// In which epoch ([`shared::epoch`]) the routing table said so.
+    pub epoch: Word<u32>,
+    /// The host's interface that packets came in by.
+    pub ingress: Word<u32>,
+    /// The interface to leave by.
+    pub egress: Word<u32>,
+    /// One if it is a router, zero if it is the destination itself.
+    pub router: Word<u32>,
+    /// How long an IP packet may be, in bytes.
+    pub mtu: Word<u32>,
+    /// The link address of the interface to leave by.
+    pub src_link: Word<u64>,
+    /// The link address of the next hop.
+    pub dst_link: Word<u64>,
+    /// Always zero.
+    pub rest: [Word<u32>; 6],
 }
 
 /// A bucket of the `TAGS` table, a line of the cache. The place of a tag is the
@@ -366,8 +413,29 @@ pub mod shared {
     pub const SEED: u32 = 1;
     /// For how many connections the tables were made.
     pub const FLOWS: u32 = 2;
+    /// How often something changed that next hops depend on, or that decides what
+    /// becomes of connections that there are.
+    pub const CHANGES: u32 = 3;
+    /// Until when the controller vouches for counting every change, in kernel
+    /// ticks, the low 32 bits.
+    pub const VOUCHED: u32 = 4;
     /// How many there are.
-    pub const WORDS: u32 = 3;
+    pub const WORDS: u32 = 5;
+
+    /// What is known in one epoch holds as long as it is the same.
+    ///
+    /// While the controller vouches for it, an epoch lasts from one change to the
+    /// next; otherwise it lasts one kernel tick. Nobody vouches for longer than
+    /// `longest` ticks ahead: it is no time that lies so far off, but one that was
+    /// never written.
+    #[inline(always)]
+    pub const fn epoch(now: u32, changes: u32, vouched: u32, longest: u32) -> u32 {
+        if vouched.wrapping_sub(now).wrapping_sub(1) < longest {
+            changes << 1 | 1
+        } else {
+            (now << 8 | changes & 0xff) << 1
+        }
+    }
 }
 
 /// The `PORTS` table: two bits for each port, that say where it is worth while
@@ -592,7 +660,9 @@ const _: () = {
     assert!(size_of::<TagBucket>() == 64);
     assert!(size_of::<AnswerBucket>() == 64);
     assert!(size_of::<FlowKey>() == 40);
-    assert!(size_of::<Flow>() == 72);
+    assert!(size_of::<Flow>() == 80);
+    assert!(size_of::<NextHop>() == 64);
+    assert!(hop::PLACES as u64 <= hop::NUMBER);
     assert!(size_of::<Life>() == 16);
     assert!(size_of::<Traffic>() == 40);
     assert!(size_of::<DropKey>() == 16);

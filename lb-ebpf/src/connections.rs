@@ -288,7 +288,7 @@ fn read_entry(entry: &Connection, place: u32, key: &FlowKey, flow: &mut Flow) ->
     {
         return false;
     }
-    common(entry, life, place, flow);
+    common(entry, life, place, false, flow);
     let forward = (marks & connection::FORWARD) as u8;
     let [src_port, dst_port] = unpack(entry.back_ports.load());
     let deltas = entry.deltas.load();
@@ -316,7 +316,7 @@ fn read_back(memory: &impl Memory, place: u32, key: &FlowKey, flow: &mut Flow) -
     if version(life) & ODD != 0 || !answers_with(entry, key) {
         return false;
     }
-    common(entry, life, place, flow);
+    common(entry, life, place, true, flow);
     let marks = entry.service.load() >> 16;
     let [client, service] = unpack(entry.front_ports.load());
     let deltas = !entry.deltas.load();
@@ -346,10 +346,11 @@ fn answers_with(entry: &Connection, key: &FlowKey) -> bool {
 }
 
 #[inline(always)]
-fn common(entry: &Connection, life: u64, place: u32, flow: &mut Flow) {
+fn common(entry: &Connection, life: u64, place: u32, reply: bool, flow: &mut Flow) {
     flow.backend = entry.backend.load();
     flow.service = entry.service.load() as u16;
     flow.place = place;
+    flow.hop = entry.hops[usize::from(reply)].load();
     flow.life = Life {
         seen: entry.seen.load(),
         proof: entry.proof.load(),
@@ -647,6 +648,8 @@ pub fn write(memory: &impl Memory, place: u32, key: &FlowKey, flow: &Flow) {
         | mark(key.src.is_v4(), connection::CLIENT_V4)
         | mark(flow.dst.is_v4(), connection::BACKEND_V4)
         | mark(key.protocol == u32::from(TCP), connection::TCP);
+    entry.hops[0].store(0);
+    entry.hops[1].store(0);
     entry.seen.store(flow.life.seen);
     entry.proof.store(flow.life.proof);
     entry.backend.store(flow.backend);
@@ -832,19 +835,22 @@ fn replace(memory: &impl Memory, bucket: u32, old: u64, new: u64) -> bool {
 }
 
 /// Lets the connection at a place that was taken and written live: it is found
-/// from here on.
+/// from here on. Gives the version that it has.
 #[inline(never)]
-pub fn publish(memory: &impl Memory, place: u32, stamp: u32, state: u32) {
+pub fn publish(memory: &impl Memory, place: u32, stamp: u32, state: u32) -> u32 {
     let (Some(entry), Some(word)) = (memory.connection(place), tag_at(memory, place)) else {
-        return;
+        return 0;
     };
     if !ended(state) {
         memory.count_live(entry.backend.load(), 1);
     }
-    let even = u64::from(version(entry.life.load()).wrapping_add(1));
-    entry.life.store(even << VERSION_SHIFT | u64::from(state));
+    let even = version(entry.life.load()).wrapping_add(1);
+    entry
+        .life
+        .store(u64::from(even) << VERSION_SHIFT | u64::from(state));
     let hash = word.load() & tag::HASH;
     word.store(hash | stamped(stamp, class(state)));
+    even
 }
 
 #[inline(always)]
@@ -945,6 +951,15 @@ pub fn retag(memory: &impl Memory, place: u32, stamp: u32) {
 pub fn touch(memory: &impl Memory, place: u32, now: u32) {
     if let Some(entry) = memory.connection(place) {
         entry.seen.store(now);
+    }
+}
+
+/// Notes where the next hop stands, of packets from the client or from the
+/// backend.
+#[inline(always)]
+pub fn note_hop(memory: &impl Memory, place: u32, reply: bool, hop: u64) {
+    if let Some(entry) = memory.connection(place) {
+        entry.hops[usize::from(reply)].store(hop);
     }
 }
 

@@ -14,7 +14,8 @@
 //! 3. [`steer`]: the flow it belongs to. A known flow costs one look-up in the
 //!    table of [`connections`]. A new one passes the [`guard`], is given a backend
 //!    by the service's [`schedule`] and enters the table.
-//! 4. [`route`]: the way out, as the host's own routing table has it.
+//! 4. [`route`]: the way out, as the host's own routing table has it; a flow
+//!    remembers it ([`hops`]).
 //! 5. [`rewrite`]: addresses, ports, checksums, TTL, the outer header, tags and
 //!    link addresses, as the way of forwarding has it.
 //!
@@ -32,6 +33,7 @@ pub mod connections;
 pub mod decap;
 pub mod fragments;
 pub mod guard;
+pub mod hops;
 pub mod icmp;
 pub mod packet;
 pub mod parse;
@@ -59,6 +61,7 @@ use crate::steer::Attribution;
 pub fn process(packet: &mut impl Packet, tables: &impl Tables, room: &mut Room) -> Verdict {
     let length = packet.length();
     room.whose = Attribution::NOBODY;
+    room.known = 0;
     let verdict = match pipeline(packet, tables, room) {
         Err(why @ (Verdict::TtlExpired | Verdict::TooBig)) => icmp::tell(packet, tables, room, why),
         Err(Verdict::FlowReset) => reset::answer(packet, room),

@@ -29,6 +29,13 @@ pub struct Room {
     pub query: RouteQuery,
     /// The way out.
     pub way: Way,
+    /// The epoch in which the packet came.
+    pub epoch: u32,
+    /// Not zero where the flow knew its next hop.
+    pub known: u32,
+    /// Not zero where the flow's backend is marked, so that its next packet is to
+    /// be looked at as well.
+    pub marked: u32,
     /// The largest segment that a SYN may announce from here on; 0 is any.
     pub max_mss: u32,
     /// Not zero where a flow has made way for one that this packet begins.
@@ -55,6 +62,11 @@ pub struct Way {
     pub wrapping: u32,
     /// Zero leaves forwarding, with the TTL, to the host's stack.
     pub direct: u32,
+    /// Where the flow knew its next hop: the interface that packets then came in
+    /// by.
+    pub ingress: u32,
+    /// Likewise: how long an IP packet may be.
+    pub mtu: u32,
 }
 
 /// A connection that begins.
@@ -74,6 +86,8 @@ pub struct Draft {
     /// Not zero where the packet may be the rest of a handshake that was
     /// displaced.
     pub late: u32,
+    /// See [`Room::marked`].
+    pub marked: u32,
 }
 
 /// The search for a source port, or for the one that nat leaves.

@@ -13,11 +13,12 @@
 //! interface counts as the card's own, and keeps its tag if it leaves by the same
 //! card.
 
-use lb_common::Verdict;
 use lb_common::abi::{Tagged, forward};
+use lb_common::{Action, Verdict};
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::fragments;
+use crate::hops;
 use crate::packet::Packet;
 use crate::parse::{Family, Parsed};
 use crate::rewrite::tunnel;
@@ -64,18 +65,42 @@ pub fn route(
             redirect: Verdict::ForwardRedirect,
         }
     };
+    start(packet, tables, room);
+    if !is_known(room) {
+        match ask(tables, room) {
+            Ok(()) => {}
+            // Made ready for the host's stack.
+            Err(verdict) if verdict.action() == Action::Pass => return Ok(verdict),
+            Err(verdict) => return Err(verdict),
+        }
+    }
+    leave(packet, tables, room, ends)
+}
+
+/// Whether the next hop that the flow knew is this packet's.
+#[inline(always)]
+const fn is_known(room: &Room) -> bool {
+    let Room { query, way, .. } = room;
+    room.known != 0 && way.ingress == query.ingress && query.length <= way.mtu
+}
+
+/// Asks the routing table for the next hop, or for why there is none.
+#[inline(never)]
+fn ask(tables: &impl Tables, room: &mut Room) -> Result<(), Verdict> {
     let mode = room.flow.forward();
-    ask(packet, tables, room);
+    put(room);
     match tables.next_hop(&mut room.query, &mut room.way.hop) {
         Ok(()) if mode == forward::DSR && room.way.hop.router != 0 => Err(Verdict::NotOnLink),
-        Ok(()) => leave(packet, tables, room, ends),
+        Ok(()) => {
+            hops::remember(tables, room);
+            Ok(())
+        }
         Err(Verdict::NeighbourPending) if mode == forward::DSR => Err(Verdict::NeighbourUnknown),
         Err(Verdict::LocalDestination) if mode == forward::DSR => Err(Verdict::NoRoute),
         Err(Verdict::TooBig) if mode != forward::DSR && divisible(room) => {
             fragments::renew(tables, room);
-            Ok(Verdict::FragmentedByHost)
+            Err(Verdict::FragmentedByHost)
         }
-        Err(verdict @ (Verdict::NeighbourPending | Verdict::LocalDestination)) => Ok(verdict),
         Err(verdict) => Err(verdict),
     }
 }
@@ -98,10 +123,9 @@ fn divisible(room: &mut Room) -> bool {
     parsed.divisible != 0
 }
 
-/// The question to the routing table: about the outer header, if there will be
-/// one.
+/// What is known of the packet that will leave before its way is.
 #[inline(always)]
-fn ask(packet: &impl Packet, tables: &impl Tables, room: &mut Room) {
+fn start(packet: &impl Packet, tables: &impl Tables, room: &mut Room) {
     let Room {
         parsed,
         flow,
@@ -112,13 +136,7 @@ fn ask(packet: &impl Packet, tables: &impl Tables, room: &mut Room) {
     way.direct = 0;
     way.wrapping = 0;
     query.ingress = interface(packet, tables, parsed, way);
-    query.traffic_class = parsed.traffic_class;
     query.length = parsed.ip_length;
-    query.src = flow.src;
-    query.dst = flow.dst;
-    query.src_port = flow.src_port;
-    query.dst_port = flow.dst_port;
-    query.protocol = parsed.key.protocol;
     if flow.forward() == forward::TUNNEL {
         tunnel::outer_ends(tables, parsed, flow, query);
         way.wrapping = if query.dst.is_v4() {
@@ -128,6 +146,27 @@ fn ask(packet: &impl Packet, tables: &impl Tables, room: &mut Room) {
         };
         query.length += way.wrapping;
     }
+}
+
+/// The question to the routing table: about the outer header, if there will be
+/// one.
+#[inline(always)]
+fn put(room: &mut Room) {
+    let Room {
+        parsed,
+        flow,
+        query,
+        ..
+    } = room;
+    query.traffic_class = parsed.traffic_class;
+    if flow.forward() == forward::TUNNEL {
+        return;
+    }
+    query.src = flow.src;
+    query.dst = flow.dst;
+    query.src_port = flow.src_port;
+    query.dst_port = flow.dst_port;
+    query.protocol = parsed.key.protocol;
 }
 
 /// The host's interface that the packet came in by; and into the way the tags

@@ -18,9 +18,10 @@
 //! or its second datagram, is taken for it. What that is good for is told in
 //! [`crate::connections`]: an established connection is displaced by nobody.
 //!
-//! A known flow costs one look-up, and one in the small array of backends: one
-//! that is gone may want its flows ended, or moved. Once a second a flow's entry
-//! is stamped.
+//! A known flow costs one look-up. Its backend is asked whether its flows are to
+//! end, or to move, only where the flow does not know its next hop: the controller
+//! counts such a mark as a change, after which no flow knows it ([`crate::hops`]).
+//! Once a second a flow's entry is stamped.
 //!
 //! What is not needed for a packet of a known flow stands in functions of its
 //! own (`inline(never)`): the known path stays short.
@@ -34,6 +35,7 @@ use lb_common::{Address, Be16, Verdict};
 
 use crate::connections::{self, Claimed, NOWHERE};
 use crate::guard;
+use crate::hops;
 use crate::packet::{Packet, Tcp};
 use crate::parse::{Parsed, Part};
 use crate::room::{Draft, Room, found};
@@ -139,6 +141,7 @@ pub fn steer(
             room.whose.flow(&room.flow);
             room.parsed.sound(packet.length())?;
             let segment = Segment::of(packet, &room.parsed)?;
+            hops::recall(tables, room);
             let marks = marks(tables, room, &segment);
             if !segment.reopens(&room.flow) && marks == 0 {
                 live_on(tables, &room.parsed.key, &room.flow, &segment);
@@ -190,11 +193,18 @@ fn find(tables: &impl Tables, key: &FlowKey, flow: &mut Flow) -> Found {
 /// to be reset, or that a client's packet goes to another backend. A packet
 /// with which no flow could begin there does not: it would only end the old one.
 #[inline(always)]
-fn marks(tables: &impl Tables, room: &Room, segment: &Segment) -> u8 {
+fn marks(tables: &impl Tables, room: &mut Room, segment: &Segment) -> u8 {
+    if room.known != 0 {
+        return 0;
+    }
     let marks = match tables.backend(room.flow.backend) {
         Some(backend) => backend.flags & (GONE | REHASH),
         None => 0,
     };
+    if marks == 0 {
+        return 0;
+    }
+    room.marked = 1;
     let tcp = room.parsed.key.protocol == u32::from(TCP);
     if marks & GONE != 0 && tcp {
         GONE
@@ -231,6 +241,7 @@ fn part(
     connections::remove(tables, room.flow.place, room.flow.life.version);
     room.whose = Attribution::NOBODY;
     room.anew = 1;
+    room.known = 0;
     Ok(())
 }
 
@@ -241,6 +252,7 @@ fn unfamiliar(
     tables: &impl Tables,
     room: &mut Room,
 ) -> Result<(), Verdict> {
+    room.epoch = tables.epoch();
     let key = &room.parsed.key;
     let to = tables.party(&endpoint(key.dst, key.dst_port, key.protocol as u16));
     if let Some(service) = to.filter(|party| party.roles & role::SERVICE != 0) {
@@ -267,6 +279,7 @@ fn from_client(
         whose,
         draft,
         anew,
+        marked,
         ..
     } = room;
     *whose = Attribution {
@@ -286,6 +299,7 @@ fn from_client(
     draft.late = u32::from(late && guard::goes_on(segment.flags));
     begin(tables, &parsed.key, service, draft, whose)?;
     *flow = draft.forward;
+    *marked = draft.marked;
     Ok(())
 }
 
@@ -395,6 +409,7 @@ fn address(
         .backend(number)
         .filter(|backend| backend.flags & USED != 0)
         .ok_or(Verdict::UnknownBackend)?;
+    draft.marked = u32::from(backend.flags & (GONE | REHASH));
     let flow = &mut draft.forward;
     flow.src = key.src;
     flow.src_port = key.src_port;
@@ -405,6 +420,7 @@ fn address(
     flow.kind = u16::from(service.forward);
     flow.ip_delta = 0;
     flow.transport_delta = 0;
+    flow.hop = 0;
     flow.life = Life {
         seen: tables.now(),
         proof: 0,
@@ -432,7 +448,8 @@ fn enter(tables: &impl Tables, key: &FlowKey, draft: &mut Draft) -> Result<(), V
         return claimed;
     }
     let state = draft.forward.life.state;
-    connections::publish(tables, draft.forward.place, stamp(tables), state);
+    draft.forward.life.version =
+        connections::publish(tables, draft.forward.place, stamp(tables), state);
     Ok(())
 }
 

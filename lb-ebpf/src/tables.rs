@@ -5,8 +5,8 @@
 //! memory only ([`Memory`]): what is done with it is the data path's own.
 
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, Endpoint, Fragment, FragmentKey, Party, Policy, Settings,
-    Tagged, role,
+    Affinity, AffinityKey, Backend, Endpoint, Fragment, FragmentKey, NextHop, Party, Policy,
+    Settings, Tagged, role,
 };
 use lb_common::{Address, Be16, Verdict};
 
@@ -45,7 +45,8 @@ pub struct RouteQuery {
     pub length: u32,
     /// The interface the packet came in on.
     pub ingress: u32,
-    /// Part of the answer [`Verdict::TooBig`]: the MTU.
+    /// Part of the answer, and of [`Verdict::TooBig`]: the MTU; zero if there is
+    /// none.
     pub mtu: u32,
 }
 
@@ -69,6 +70,18 @@ impl LinkAddress {
             u16::from_ne_bytes([c, d]),
             u16::from_ne_bytes([e, f]),
         ])
+    }
+
+    /// As a word, to be kept.
+    #[inline(always)]
+    pub const fn word(self) -> u64 {
+        self.0
+    }
+
+    /// The inverse of [`Self::word`].
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self(word)
     }
 
     /// Writes it into a frame, two bytes at a time: the compiler would write
@@ -180,6 +193,12 @@ pub trait Tables: Memory {
 
     /// What frames of this interface leave by, if not by itself.
     fn exit(&self, interface: u32) -> Option<Tagged>;
+
+    /// The present epoch: see [`lb_common::abi::shared::epoch`].
+    fn epoch(&self) -> u32;
+
+    /// The next hop with this number, if there are as many.
+    fn hop(&self, number: u32) -> Option<&NextHop>;
 
     /// The next hop, or the verdict that says why there is none.
     fn next_hop(&self, query: &mut RouteQuery, hop: &mut Hop) -> Result<(), Verdict>;

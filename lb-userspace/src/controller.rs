@@ -26,6 +26,7 @@ use crate::model::slow_start::SlowStarts;
 use crate::model::{self, Overrides, Service};
 use crate::neighbours::{self, Neighbours};
 use crate::reconcile::{self, Lingering, Measures, ServicePlan, Tables};
+use crate::routes::Routes;
 use crate::schedule::Made;
 use crate::state::{self, State};
 
@@ -119,6 +120,8 @@ pub struct Controller {
     addresses: Addresses,
     interfaces: Interfaces,
     neighbours: Neighbours,
+    #[expect(dead_code, reason = "listens until it is dropped")]
+    routes: Routes,
 }
 
 /// A second's worth of traffic.
@@ -151,6 +154,7 @@ impl Controller {
         } = aides;
         let tables = dataplane.read()?;
         let collector = Collector::start(dataplane.table(), config.timeouts)?;
+        let routes = Routes::listen(dataplane.changes())?;
         Ok(Self {
             collector,
             displaced: None,
@@ -176,6 +180,7 @@ impl Controller {
             addresses,
             interfaces,
             neighbours,
+            routes,
         })
     }
 

@@ -27,8 +27,8 @@ use aya_log::EbpfLogger;
 use bytemuck::{bytes_of, pod_read_unaligned};
 use lb_common::abi::{
     ABI_VERSION, ANSWER_WAYS, Affinity, AffinityKey, AnswerBucket, Backend, Connection, DropKey,
-    Endpoint, Fragment, FragmentKey, Party, Policy, Settings, TagBucket, Tagged, Traffic, backend,
-    ports, role, sequence, shared, tag,
+    Endpoint, Fragment, FragmentKey, NextHop, Party, Policy, Settings, TagBucket, Tagged, Traffic,
+    backend, hop, ports, role, sequence, shared, tag,
 };
 
 use lb_ebpf::Displaced;
@@ -36,12 +36,14 @@ use lb_ebpf::Displaced;
 use crate::host;
 use crate::reconcile::{Change, Tables};
 
+mod changes;
 pub mod connections;
 mod counts;
 mod handover;
 mod links;
 mod pins;
 
+pub use changes::Changes;
 pub use connections::Table;
 pub use handover::{Handover, Round};
 pub use links::{AttachError, Came, Carried, Mode, linked};
@@ -53,7 +55,7 @@ use pins::adopt;
 pub static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf.o"));
 
 /// The maps that are pinned: name, size of a key, size of a value.
-const PINNED: [(&str, usize, usize); 21] = [
+const PINNED: [(&str, usize, usize); 22] = [
     ("ENDPOINTS", size_of::<Endpoint>(), size_of::<Party>()),
     ("BACKENDS", 4, size_of::<Backend>()),
     ("SEQUENCES", 4, 4),
@@ -69,6 +71,7 @@ const PINNED: [(&str, usize, usize); 21] = [
     ("ANSWERS", 4, size_of::<AnswerBucket>()),
     ("LIVE", 4, 8),
     ("SHARED", 4, 4),
+    ("HOPS", 4, size_of::<NextHop>()),
     ("DISPLACED", 4, 8),
     ("DEVICES", 4, 8),
     ("VERDICTS", 4, 8),
@@ -122,6 +125,7 @@ impl Sizes {
             "PORTS" => ports::WORDS,
             "LIVE" => self.backends,
             "SHARED" => shared::WORDS,
+            "HOPS" => hop::PLACES,
             "DISPLACED" => DISPLACEMENTS,
             "DEVICES" => MAX_DEVICES,
             "VERDICTS" => lb_common::verdict::VERDICT_SLOTS,
@@ -178,6 +182,7 @@ pub struct Dataplane {
     ports: Array<MapData, u64>,
     displaced: PerCpuArray<MapData, u64>,
     table: Arc<Table>,
+    changes: Arc<Changes>,
     devices: DevMapHash<MapData>,
     interfaces: HashMap<MapData, [u8; 16], u32>,
     exits: HashMap<MapData, u32, [u8; 16]>,
@@ -315,6 +320,7 @@ impl Dataplane {
             ports: typed(&mut ebpf, "PORTS", Array::try_from)?,
             displaced: typed(&mut ebpf, "DISPLACED", PerCpuArray::try_from)?,
             table: Arc::new(table),
+            changes: Arc::new(Changes::pinned(folder)?),
             devices: typed(&mut ebpf, "DEVICES", DevMapHash::try_from)?,
             interfaces: typed(&mut ebpf, "INTERFACES", HashMap::try_from)?,
             exits: typed(&mut ebpf, "EXITS", HashMap::try_from)?,
@@ -343,6 +349,11 @@ impl Dataplane {
     /// The table of connections.
     pub fn table(&self) -> Arc<Table> {
         Arc::clone(&self.table)
+    }
+
+    /// The count of changes on which the data path's notes depend.
+    pub fn changes(&self) -> Arc<Changes> {
+        Arc::clone(&self.changes)
     }
 
     /// How many connections were displaced so far, by [`lb_ebpf::Displaced`].
@@ -435,7 +446,12 @@ impl Dataplane {
                 let value: [u8; 24] = bytemuck::cast(*backend);
                 self.backends
                     .set(*number, value, 0)
-                    .context("cannot write a backend")
+                    .context("cannot write a backend")?;
+                if backend.flags & (backend::RESET | backend::REHASH) != 0 {
+                    // Flows that know their way do not look at their backend.
+                    self.changes.count();
+                }
+                Ok(())
             }
             Change::RemoveBackend { number } => self
                 .backends

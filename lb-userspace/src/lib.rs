@@ -17,5 +17,6 @@ pub mod links;
 pub mod model;
 pub mod neighbours;
 pub mod reconcile;
+pub mod routes;
 pub mod schedule;
 pub mod state;

@@ -8,7 +8,8 @@ use anyhow::{Result, ensure};
 use bytemuck::Zeroable;
 use lb_common::abi::{
     Affinity, AffinityKey, AnswerBucket, Backend, Connection, DropKey, Endpoint, Flow, FlowKey,
-    Fragment, FragmentKey, Party, Policy, Settings, TagBucket, Tagged, ports, tag,
+    Fragment, FragmentKey, NextHop, Party, Policy, Settings, TagBucket, Tagged, hop, ports, shared,
+    tag,
 };
 use lb_common::verdict::Action;
 use lb_common::{Be16, Verdict, Word};
@@ -94,6 +95,9 @@ pub struct HostTables {
     live: Vec<Word<u64>>,
     affinities: RefCell<BTreeMap<AffinityKey, Affinity>>,
     churned: Cell<u32>,
+    hops: Vec<NextHop>,
+    changes: Cell<u32>,
+    vouched: Cell<u32>,
     fragments: RefCell<BTreeMap<FragmentKey, Fragment>>,
     fresh_ids: RefCell<HashMap<u32, u32>>,
     interfaces: BTreeMap<Tagged, u32>,
@@ -131,6 +135,9 @@ impl HostTables {
             live: many(ROOM),
             affinities: RefCell::default(),
             churned: Cell::new(0),
+            hops: many(hop::PLACES),
+            changes: Cell::new(0),
+            vouched: Cell::new(0),
             fragments: RefCell::default(),
             fresh_ids: RefCell::default(),
             interfaces: network::interfaces(),
@@ -342,6 +349,19 @@ impl Tables for HostTables {
 
     fn exit(&self, interface: u32) -> Option<Tagged> {
         self.exits.get(&interface).copied()
+    }
+
+    fn epoch(&self) -> u32 {
+        shared::epoch(
+            self.now(),
+            self.changes.get(),
+            self.vouched.get(),
+            self.settings.refresh_ticks,
+        )
+    }
+
+    fn hop(&self, number: u32) -> Option<&NextHop> {
+        self.hops.get(number as usize)
     }
 
     fn next_hop(&self, query: &mut RouteQuery, hop: &mut Hop) -> Result<(), Verdict> {

@@ -211,6 +211,7 @@ pub fn hop(query: &mut RouteQuery) -> Result<Hop, Verdict> {
         Host::Unknown => return Err(Verdict::NeighbourPending),
         Host::Known(last) => last,
     };
+    query.mtu = u32::from(device.mtu);
     let [src_link, dst_link] = device.to(last);
     Ok(Hop {
         egress: device.index,

@@ -32,8 +32,8 @@ const CHANGES: [(&str, &str); 4] = [
         "pub struct Connection {\n    /// Always zero.\n    pub front: [Word<u32>; 2],\n",
     ),
     (
-        "    pub spare: [Word<u32>; 3],\n",
-        "    pub spare: [Word<u32>; 1],\n",
+        "    pub rest: [Word<u32>; 7],\n",
+        "    pub rest: [Word<u32>; 5],\n",
     ),
     (
         "    /// The service it belongs to.\n    pub service: u32,\n",

@@ -292,6 +292,7 @@ impl State {
             flow.place = 0;
             flow.life.seen = 0;
             flow.life.version = 0;
+            flow.hop = 0;
             flow.life.state &= !(ESTABLISHED | ONE_WAY);
             stage.insert(key, flow);
             if !flow.one_way() {

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use anyhow::{Context as _, Result, ensure};
 use lb_common::abi::{
     Affinity, AffinityKey, AnswerBucket, Backend, Connection, Endpoint, Flow, Fragment,
-    FragmentKey, Party, Policy, Settings, TCP, TagBucket, Tagged, forward,
+    FragmentKey, NextHop, Party, Policy, Settings, TCP, TagBucket, Tagged, forward,
 };
 use lb_common::flow::{BACKEND_FIN, CLIENT_FIN, ESTABLISHED};
 use lb_common::{Be16, Verdict, Word};
@@ -246,6 +246,8 @@ asked_of_the_tables! {
     fn fresh_id(place: u32) -> u32;
     fn interface(frames: &Tagged) -> Option<u32>;
     fn exit(interface: u32) -> Option<Tagged>;
+    fn epoch() -> u32;
+    fn hop(number: u32) -> Option<&NextHop>;
     fn next_hop(query: &mut RouteQuery, hop: &mut Hop) -> Result<(), Verdict>;
     fn redirect(egress: u32) -> bool;
     fn may_tell(why: Verdict) -> bool;

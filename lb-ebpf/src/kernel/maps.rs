@@ -16,7 +16,8 @@ use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{
     Affinity, AffinityKey, AnswerBucket, Backend, Connection, DropKey, Endpoint, Fragment,
-    FragmentKey, Party, Policy, Settings, TagBucket, Tagged, Traffic, ports, sequence, shared,
+    FragmentKey, NextHop, Party, Policy, Settings, TagBucket, Tagged, Traffic, hop, ports,
+    sequence, shared,
 };
 use lb_common::verdict::{Action, VERDICT_SLOTS, Verdict};
 use lb_common::{Address, Be16, Word};
@@ -45,7 +46,9 @@ static ANSWERS: Array<AnswerBucket, 256, MAPPED> = Array::new();
 #[btf_map]
 static LIVE: Array<u64, 1024, MAPPED> = Array::new();
 #[btf_map]
-static SHARED: Array<u32, { shared::WORDS as usize }> = Array::new();
+static SHARED: Array<u32, { shared::WORDS as usize }, MAPPED> = Array::new();
+#[btf_map]
+static HOPS: Array<NextHop, { hop::PLACES as usize }> = Array::new();
 #[btf_map]
 static DISPLACED: PerCpuArray<u64, 4> = PerCpuArray::new();
 #[btf_map]
@@ -357,6 +360,22 @@ impl Tables for KernelTables<'_> {
         unsafe { EXITS.get(interface) }.copied()
     }
 
+    #[inline(always)]
+    fn epoch(&self) -> u32 {
+        let word = |place| SHARED.get(place).copied().unwrap_or(0);
+        shared::epoch(
+            self.now(),
+            word(shared::CHANGES),
+            word(shared::VOUCHED),
+            self.settings().refresh_ticks,
+        )
+    }
+
+    #[inline(always)]
+    fn hop(&self, number: u32) -> Option<&NextHop> {
+        HOPS.get(number)
+    }
+
     // Not inlined: the helper's parameters take 64 bytes of stack.
     #[inline(never)]
     fn next_hop(&self, query: &mut RouteQuery, hop: &mut Hop) -> Result<(), Verdict> {
@@ -405,6 +424,9 @@ impl Tables for KernelTables<'_> {
                     Address::from_words([a, b, c, d]) == query.dst
                 };
                 hop.router = u32::from(!same);
+                // It stands where the length was put, which is not 0.
+                // SAFETY: an integer either way.
+                query.mtu = u32::from(unsafe { params.__bindgen_anon_1.mtu_result });
                 hop.src_link = link(&raw const params.smac);
                 hop.dst_link = link(&raw const params.dmac);
                 Ok(())

@@ -45,7 +45,7 @@ impl<T> Region<T> {
         Self::map_entries(map, info.max_entries())
     }
 
-    fn map_entries(map: &MapData, length: u32) -> anyhow::Result<Self> {
+    pub(super) fn map_entries(map: &MapData, length: u32) -> anyhow::Result<Self> {
         let bytes = size_of::<T>() * length as usize;
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping, at a place that the kernel chooses.
