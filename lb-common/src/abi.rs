@@ -313,6 +313,8 @@ pub mod connection {
     pub const BACKEND_V4: u32 = 1 << 9;
     /// The protocol is TCP; otherwise it is UDP.
     pub const TCP: u32 = 1 << 10;
+    /// The connection stands in its second bucket.
+    pub const ELSEWHERE: u32 = 1 << 11;
 }
 
 /// What a connection notes of its way ([`Connection::hops`]): the number of an
@@ -360,16 +362,34 @@ pub struct NextHop {
 }
 
 /// A bucket of the `TAGS` table, a line of the cache. The place of a tag is the
-/// bucket's number times [`tag::WAYS`], and its number in the bucket.
+/// bucket's number times [`tag::WORDS`], and its number in the bucket.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
-pub struct TagBucket(pub [Word<u32>; tag::WAYS as usize]);
+pub struct TagBucket(pub [Word<u32>; tag::WORDS as usize]);
+
+impl TagBucket {
+    /// The tags.
+    pub fn tags(&self) -> &[Word<u32>] {
+        let [tags @ .., _] = &self.0;
+        tags
+    }
+
+    /// The last word is no tag: it counts the connections that stand in their second
+    /// bucket, and whose first one this is. Without any, who finds nothing here need
+    /// not look there.
+    #[inline(always)]
+    pub const fn elsewhere(&self) -> &Word<u32> {
+        &self.0[tag::WAYS as usize]
+    }
+}
 
 /// What a tag says: in the low bits what the connection's place holds, above it
 /// when that began, above that bits of the key's hash.
 pub mod tag {
-    /// How many tags a bucket has; a power of two.
-    pub const WAYS: u32 = 16;
+    /// How many words a bucket has; a power of two.
+    pub const WORDS: u32 = 16;
+    /// How many of them are tags.
+    pub const WAYS: u32 = WORDS - 1;
 
     /// The bits that tell what stands there.
     pub const CLASS: u32 = 0x7;
@@ -398,10 +418,27 @@ pub mod tag {
 /// another the low half is the place plus one, the high half a hash.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
-pub struct AnswerBucket(pub [Word<u64>; ANSWER_WAYS as usize]);
+pub struct AnswerBucket(pub [Word<u64>; ANSWER_WORDS as usize]);
+
+impl AnswerBucket {
+    /// The answers.
+    pub fn answers(&self) -> &[Word<u64>] {
+        let [answers @ .., _] = &self.0;
+        answers
+    }
+
+    /// See [`TagBucket::elsewhere`].
+    #[inline(always)]
+    pub const fn elsewhere(&self) -> &Word<u64> {
+        &self.0[ANSWER_WAYS as usize]
+    }
+}
 
 /// How many words an [`AnswerBucket`] has; a power of two.
-pub const ANSWER_WAYS: u32 = 8;
+pub const ANSWER_WORDS: u32 = 8;
+
+/// How many of them are answers.
+pub const ANSWER_WAYS: u32 = ANSWER_WORDS - 1;
 
 /// The `SHARED` table: words that all who have the tables share.
 pub mod shared {

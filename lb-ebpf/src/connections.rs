@@ -5,23 +5,25 @@
 //! locks anything.
 //!
 //! ```text
-//! TAGS         buckets of 16 words: hash | stamp | class       (one cache line)
+//! TAGS         buckets of 15 words: hash | stamp | class       (one cache line)
 //! CONNECTIONS  an entry at the same place: ends, backend, life (one line for IPv4)
-//! ANSWERS      buckets of 8 words: hash | place                (nat and full-nat)
+//! ANSWERS      buckets of 7 words: hash | place                (nat and full-nat)
 //! ```
 //!
-//! **Finding.** A packet from a client can stand in two buckets, which the hash
-//! of its ends says. It is nearly always in the first: the second is for what
-//! the first has no comfortable room for ([`COMFORT`]). A packet from a backend
-//! finds the place in `ANSWERS` the same way. So a known packet costs two lines
-//! of memory, whichever way it goes, and both directions of a connection are one
-//! entry that cannot come apart.
+//! **Finding.** A connection can stand in two buckets, which the hash of its ends
+//! says. It is nearly always in the first: the second is for what the first has no
+//! comfortable room for ([`COMFORT`]), and the first counts how many are there
+//! instead of here, so that the second is looked at only where it is worth while. A
+//! packet from a backend finds the place in `ANSWERS` the same way. So a known
+//! packet costs two lines of memory, whichever way it goes, one of no connection
+//! one line for each way, and both directions of a connection are one entry that
+//! cannot come apart.
 //!
 //! **Beginning.** Who makes a tag [`tag::BUSY`] by an exchange owns the place:
 //! it writes the entry, enters the answers, and publishes both by the tag. A full
 //! bucket gives up, in this order, a connection that has ended, the oldest
 //! first, or one whose client has proved nothing, the oldest first. One that is
-//! established is given up for nobody: with 32 of them the newcomer is refused.
+//! established is given up for nobody: with 30 of them the newcomer is refused.
 //! So a flood of forged clients displaces only its own.
 //!
 //! **Living.** What changes while a connection lives is one word, [`life`]: its
@@ -34,8 +36,8 @@
 //! [`life`]: Connection::life
 
 use lb_common::abi::{
-    ANSWER_WAYS, AnswerBucket, Connection, Flow, FlowKey, Life, TCP, TagBucket, UDP, connection,
-    forward, tag,
+    ANSWER_WAYS, ANSWER_WORDS, AnswerBucket, Connection, Flow, FlowKey, Life, TCP, TagBucket, UDP,
+    connection, forward, tag,
 };
 use lb_common::flow::{ONE_WAY, class, ended};
 use lb_common::{Address, Be16, Word};
@@ -64,6 +66,12 @@ pub trait Memory {
     /// The same for a wide word.
     fn exchange_wide(&self, word: &Word<u64>, old: u64, new: u64) -> bool;
 
+    /// Adds to a word that several count with, or with -1 takes one off.
+    fn add(&self, word: &Word<u32>, by: i32);
+
+    /// The same for a wide word.
+    fn add_wide(&self, word: &Word<u64>, by: i64);
+
     /// Writes the new value into a wide word; gives what stood there.
     fn swap_wide(&self, word: &Word<u64>, new: u64) -> u64;
 
@@ -82,12 +90,12 @@ pub struct Shape {
     pub seed: u32,
 }
 
-/// The first bucket takes what comes until it has as many, and after that only
-/// what the second has no less of.
+/// The first bucket takes what comes as long as one of its first so many places is
+/// free; else the two are compared.
 const COMFORT: u32 = 12;
 
-/// The same for words of answers.
-const ANSWER_COMFORT: usize = 6;
+/// The same for words of answers; else the second bucket takes it, if it has as many.
+const ANSWER_COMFORT: u32 = 5;
 
 /// How often an exchange is tried that another has spoiled.
 const TRIES: u32 = 3;
@@ -140,12 +148,6 @@ impl Hash {
     const fn mark(self) -> u64 {
         self.0 & !0xffff_ffff | 1 << 32
     }
-
-    /// Where in a bucket to begin.
-    #[inline(always)]
-    const fn start(self) -> u32 {
-        self.0 as u32 % tag::WAYS
-    }
 }
 
 #[inline(always)]
@@ -160,8 +162,23 @@ const fn mix(word: u64) -> u64 {
 pub fn of_client(memory: &impl Memory, key: &FlowKey, flow: &mut Flow) -> bool {
     let shape = memory.shape();
     let hash = Hash::of(key, shape.seed);
-    look(memory, hash.first(shape.tag_buckets), hash, key, flow)
-        || look(memory, hash.second(shape.tag_buckets), hash, key, flow)
+    let first = hash.first(shape.tag_buckets);
+    look(memory, first, hash, key, flow)
+        || spilled(memory, first) && look(memory, hash.second(shape.tag_buckets), hash, key, flow)
+}
+
+/// Whether a connection stands in its second bucket whose first one this is.
+#[inline(always)]
+fn spilled(memory: &impl Memory, bucket: u32) -> bool {
+    let bucket = memory.tags(bucket);
+    bucket.is_some_and(|bucket| bucket.elsewhere().load() != 0)
+}
+
+/// The same for answers.
+#[inline(always)]
+fn answers_spilled(memory: &impl Memory, bucket: u32) -> bool {
+    let bucket = memory.answers(bucket);
+    bucket.is_some_and(|bucket| bucket.elsewhere().load() != 0)
 }
 
 /// Finds the connection of a packet from a backend, and what becomes of it.
@@ -169,8 +186,24 @@ pub fn of_client(memory: &impl Memory, key: &FlowKey, flow: &mut Flow) -> bool {
 pub fn of_backend(memory: &impl Memory, key: &FlowKey, flow: &mut Flow) -> bool {
     let shape = memory.shape();
     let hash = Hash::of(key, shape.seed);
-    look_back(memory, hash.first(shape.answer_buckets), hash, key, flow)
-        || look_back(memory, hash.second(shape.answer_buckets), hash, key, flow)
+    let first = hash.first(shape.answer_buckets);
+    look_back(memory, first, hash, key, flow)
+        || answers_spilled(memory, first)
+            && look_back(memory, hash.second(shape.answer_buckets), hash, key, flow)
+}
+
+/// Where the search in a bucket begins: at its first word. It is a number from
+/// memory that the verifier does not know, so that all ways are one to it, and the
+/// high bits of a count that never gets there.
+#[inline(always)]
+fn origin(bucket: &TagBucket) -> u32 {
+    bucket.elsewhere().load() >> 24
+}
+
+/// The same for answers.
+#[inline(always)]
+fn answers_origin(bucket: &AnswerBucket) -> u32 {
+    (bucket.elsewhere().load() >> 56) as u32
 }
 
 /// How many tags, or answers, of one bucket with the same bits of the hash are
@@ -183,29 +216,28 @@ fn look(memory: &impl Memory, bucket: u32, hash: Hash, key: &FlowKey, flow: &mut
     let Some(tags) = memory.tags(bucket) else {
         return false;
     };
-    let mut way = same_tag(tags, hash, hash.start(), tag::WAYS);
+    let mut way = same_tag(tags, hash, origin(tags), tag::WORDS);
     let mut behind = 0;
     while behind < LOOKED_BEHIND && way < tag::WAYS {
-        if read(memory, bucket * tag::WAYS + way, key, flow) {
+        if read(memory, bucket * tag::WORDS + way, key, flow) {
             return true;
         }
-        let left = hash.start().wrapping_sub(way).wrapping_sub(1) % tag::WAYS;
-        way = same_tag(tags, hash, way + 1, left);
+        way = same_tag(tags, hash, way + 1, tag::WORDS - 1 - way);
         behind += 1;
     }
     false
 }
 
-/// The first way with a tag of this hash, of so many from here on and round the
-/// end; [`tag::WAYS`] if there is none. Not inlined, and given as a sum with what
-/// the verifier does not know: so all ways are one to it.
+/// The first way with a tag of this hash, of so many words from here on and round
+/// the end; [`tag::WAYS`] if there is none. Not inlined, and given as a sum with
+/// what the verifier does not know ([`origin`]).
 #[inline(never)]
 fn same_tag(tags: &TagBucket, hash: Hash, from: u32, count: u32) -> u32 {
     let mut step = 0;
-    while step < tag::WAYS && step < count {
-        let way = from.wrapping_add(step) % tag::WAYS;
+    while step < tag::WORDS && step < count {
+        let way = from.wrapping_add(step) % tag::WORDS;
         let found = tags.0[way as usize].load();
-        if found & tag::HASH == hash.tag() && found & tag::CLASS > tag::BUSY {
+        if way < tag::WAYS && found & tag::HASH == hash.tag() && found & tag::CLASS > tag::BUSY {
             return way;
         }
         step += 1;
@@ -224,32 +256,26 @@ fn look_back(
     let Some(answers) = memory.answers(bucket) else {
         return false;
     };
-    let mut way = same_mark(answers, hash, hash.start(), ANSWER_WAYS);
+    let mut way = same_mark(answers, hash, answers_origin(answers), ANSWER_WORDS);
     let mut behind = 0;
     while behind < LOOKED_BEHIND && way < ANSWER_WAYS {
-        let place = place_of(answers.0[(way % ANSWER_WAYS) as usize].load());
+        let place = place_of(answers.0[(way % ANSWER_WORDS) as usize].load());
         if read_back(memory, place, key, flow) {
             return true;
         }
-        way = same_mark(answers, hash, way + 1, ways_left(hash, way));
+        way = same_mark(answers, hash, way + 1, ANSWER_WORDS - 1 - way);
         behind += 1;
     }
     false
-}
-
-/// How many ways there are behind this one.
-#[inline(always)]
-const fn ways_left(hash: Hash, way: u32) -> u32 {
-    hash.start().wrapping_sub(way).wrapping_sub(1) % ANSWER_WAYS
 }
 
 /// The same as [`same_tag`] for answers.
 #[inline(never)]
 fn same_mark(answers: &AnswerBucket, hash: Hash, from: u32, count: u32) -> u32 {
     let mut step = 0;
-    while step < ANSWER_WAYS && step < count {
-        let way = from.wrapping_add(step) % ANSWER_WAYS;
-        if is_mark(answers.0[way as usize].load(), hash) {
+    while step < ANSWER_WORDS && step < count {
+        let way = from.wrapping_add(step) % ANSWER_WORDS;
+        if way < ANSWER_WAYS && is_mark(answers.0[way as usize].load(), hash) {
             return way;
         }
         step += 1;
@@ -434,6 +460,8 @@ pub struct Seat {
     pub displaced: u32,
     /// For how many stamps it had been of this class.
     pub age: u32,
+    /// Not zero if the place is in the second bucket.
+    pub elsewhere: u32,
 }
 
 /// Room for the search for a place.
@@ -458,21 +486,80 @@ pub fn take(memory: &impl Memory, key: &FlowKey, stamp: u32, search: &mut Search
     ];
     let mut tries = 0;
     while tries < TRIES {
-        survey(memory, first, hash.start(), stamp, &mut search.surveys[0]);
-        survey(memory, second, hash.start(), stamp, &mut search.surveys[1]);
-        let (which, way, age) = best(&search.surveys);
-        if way >= tag::WAYS {
+        if !choose(memory, [first, second], stamp, search) {
             return false;
         }
-        let bucket = if which == 0 { first } else { second };
-        search.seat.place = bucket * tag::WAYS + way;
-        search.seat.age = age;
         if seize(memory, hash, search) {
+            count_elsewhere(memory, first, search);
             return true;
         }
         tries += 1;
     }
     false
+}
+
+/// Chooses a place in the first bucket, if there is one to be had in comfort, or else
+/// the best that both offer; false if they offer nothing.
+#[inline(never)]
+fn choose(memory: &impl Memory, buckets: [u32; 2], stamp: u32, search: &mut Search) -> bool {
+    let [first, _] = buckets;
+    let way = free(memory, first);
+    if way < tag::WAYS {
+        search.seat.place = first * tag::WORDS + way;
+        search.seat.age = 0;
+        return true;
+    }
+    compare(memory, buckets, stamp, search)
+}
+
+/// Has the first bucket know if the place is in the second.
+#[inline(never)]
+fn count_elsewhere(memory: &impl Memory, first: u32, search: &mut Search) {
+    search.seat.elsewhere = u32::from(search.seat.place / tag::WORDS != first);
+    if search.seat.elsewhere == 0 {
+        return;
+    }
+    if let Some(bucket) = memory.tags(first) {
+        memory.add(bucket.elsewhere(), 1);
+    }
+}
+
+/// The first free way of a bucket, of the first [`COMFORT`]; [`tag::WAYS`] if there is
+/// none.
+#[inline(never)]
+fn free(memory: &impl Memory, bucket: u32) -> u32 {
+    let Some(tags) = memory.tags(bucket) else {
+        return tag::WAYS;
+    };
+    let mut step = 0;
+    while step < COMFORT {
+        let way = origin(tags).wrapping_add(step) % tag::WORDS;
+        if way < tag::WAYS && tags.0[way as usize].load() & tag::CLASS == tag::FREE {
+            return way;
+        }
+        step += 1;
+    }
+    tag::WAYS
+}
+
+/// Chooses the best that two buckets offer; false if they offer nothing.
+#[inline(never)]
+fn compare(
+    memory: &impl Memory,
+    [first, second]: [u32; 2],
+    stamp: u32,
+    search: &mut Search,
+) -> bool {
+    survey(memory, first, stamp, &mut search.surveys[0]);
+    survey(memory, second, stamp, &mut search.surveys[1]);
+    let (which, way, age) = best(&search.surveys);
+    if way >= tag::WAYS {
+        return false;
+    }
+    let bucket = if which == 0 { first } else { second };
+    search.seat.place = bucket * tag::WORDS + way;
+    search.seat.age = age;
+    true
 }
 
 /// Makes the tag of the chosen place busy, and empties the place. The tag follows
@@ -507,12 +594,16 @@ fn seize(memory: &impl Memory, hash: Hash, search: &mut Search) -> bool {
 
 #[inline(always)]
 fn tag_at(memory: &impl Memory, place: u32) -> Option<&Word<u32>> {
-    let bucket = memory.tags(place / tag::WAYS)?;
-    Some(&bucket.0[(place % tag::WAYS) as usize])
+    let bucket = memory.tags(place / tag::WORDS)?;
+    let way = place % tag::WORDS;
+    if way >= tag::WAYS {
+        return None;
+    }
+    Some(&bucket.0[way as usize])
 }
 
 #[inline(never)]
-fn survey(memory: &impl Memory, bucket: u32, start: u32, stamp: u32, found: &mut Survey) {
+fn survey(memory: &impl Memory, bucket: u32, stamp: u32, found: &mut Survey) {
     *found = Survey {
         taken: 0,
         free: tag::WAYS,
@@ -524,11 +615,10 @@ fn survey(memory: &impl Memory, bucket: u32, start: u32, stamp: u32, found: &mut
     let Some(tags) = memory.tags(bucket) else {
         return;
     };
-    let mut step = 0;
-    while step < tag::WAYS {
-        let way = (start + step) % tag::WAYS;
+    let mut way = 0;
+    while way < tag::WAYS {
         consider(tags.0[way as usize].load(), way, stamp, found);
-        step += 1;
+        way += 1;
     }
 }
 
@@ -557,7 +647,7 @@ fn consider(tag: u32, way: u32, stamp: u32, found: &mut Survey) {
 #[inline(always)]
 const fn best([first, second]: &[Survey; 2]) -> (u32, u32, u32) {
     let free = [first.free != tag::WAYS, second.free != tag::WAYS];
-    if free[0] && (first.taken <= COMFORT || first.taken <= second.taken || !free[1]) {
+    if free[0] && (first.taken <= second.taken || !free[1]) {
         (0, first.free, 0)
     } else if free[1] {
         (1, second.free, 0)
@@ -608,6 +698,20 @@ fn forget(memory: &impl Memory, entry: &Connection, place: u32, life: u64) {
         let answers = answers_key(entry);
         unlist(memory, &answers, place);
     }
+    uncount(memory, entry);
+}
+
+/// Has its first bucket know that a connection stands in its second no more.
+#[inline(never)]
+fn uncount(memory: &impl Memory, entry: &Connection) {
+    if entry.service.load() >> 16 & connection::ELSEWHERE == 0 {
+        return;
+    }
+    let shape = memory.shape();
+    let hash = Hash::of(&key_of(entry), shape.seed);
+    if let Some(bucket) = memory.tags(hash.first(shape.tag_buckets)) {
+        memory.add(bucket.elsewhere(), -1);
+    }
 }
 
 /// The life of an entry that is being written.
@@ -638,8 +742,8 @@ fn answers_key(entry: &Connection) -> FlowKey {
 /// Writes a connection into a place that was taken for it: what the client's
 /// packets have for a key, and what becomes of them.
 #[inline(never)]
-pub fn write(memory: &impl Memory, place: u32, key: &FlowKey, flow: &Flow) {
-    let Some(entry) = memory.connection(place) else {
+pub fn write(memory: &impl Memory, seat: &Seat, key: &FlowKey, flow: &Flow) {
+    let Some(entry) = memory.connection(seat.place) else {
         return;
     };
     entry.life.store(odd(entry.life.load()));
@@ -647,7 +751,8 @@ pub fn write(memory: &impl Memory, place: u32, key: &FlowKey, flow: &Flow) {
     let marks = u32::from(flow.forward())
         | mark(key.src.is_v4(), connection::CLIENT_V4)
         | mark(flow.dst.is_v4(), connection::BACKEND_V4)
-        | mark(key.protocol == u32::from(TCP), connection::TCP);
+        | mark(key.protocol == u32::from(TCP), connection::TCP)
+        | mark(seat.elsewhere != 0, connection::ELSEWHERE);
     entry.hops[0].store(0);
     entry.hops[1].store(0);
     entry.seen.store(flow.life.seen);
@@ -676,6 +781,10 @@ fn write_source(entry: &Connection, flow: &Flow) {
 fn store(entry: &Connection, whose: usize, address: &Address) {
     let [a, b, c, d] = address.words();
     entry.low[whose].store(d);
+    if address.is_v4() {
+        // What the rest says is not looked at, and stands in another line.
+        return;
+    }
     let [x, y, z] = &entry.high[whose];
     x.store(a);
     y.store(b);
@@ -692,8 +801,9 @@ pub const NOWHERE: u32 = u32::MAX;
 pub fn occupant(memory: &impl Memory, key: &FlowKey) -> u32 {
     let shape = memory.shape();
     let hash = Hash::of(key, shape.seed);
-    let place = marked(memory, hash.first(shape.answer_buckets), hash);
-    if place == NOWHERE {
+    let first = hash.first(shape.answer_buckets);
+    let place = marked(memory, first, hash);
+    if place == NOWHERE && answers_spilled(memory, first) {
         marked(memory, hash.second(shape.answer_buckets), hash)
     } else {
         place
@@ -705,11 +815,11 @@ fn marked(memory: &impl Memory, bucket: u32, hash: Hash) -> u32 {
     let Some(answers) = memory.answers(bucket) else {
         return NOWHERE;
     };
-    let way = same_mark(answers, hash, hash.start(), ANSWER_WAYS);
+    let way = same_mark(answers, hash, answers_origin(answers), ANSWER_WORDS);
     if way >= ANSWER_WAYS {
         return NOWHERE;
     }
-    place_of(answers.0[(way % ANSWER_WAYS) as usize].load())
+    place_of(answers.0[(way % ANSWER_WORDS) as usize].load())
 }
 
 /// Whether packets from backends with this key are another's than the connection
@@ -718,14 +828,12 @@ fn marked(memory: &impl Memory, bucket: u32, hash: Hash) -> u32 {
 fn contested(memory: &impl Memory, key: &FlowKey, besides: u32) -> bool {
     let shape = memory.shape();
     let hash = Hash::of(key, shape.seed);
-    held(memory, hash.first(shape.answer_buckets), hash, key, besides)
-        || held(
-            memory,
-            hash.second(shape.answer_buckets),
-            hash,
-            key,
-            besides,
-        )
+    let [first, second] = [
+        hash.first(shape.answer_buckets),
+        hash.second(shape.answer_buckets),
+    ];
+    held(memory, first, hash, key, besides)
+        || answers_spilled(memory, first) && held(memory, second, hash, key, besides)
 }
 
 #[inline(never)]
@@ -733,11 +841,11 @@ fn held(memory: &impl Memory, bucket: u32, hash: Hash, key: &FlowKey, besides: u
     let Some(answers) = memory.answers(bucket) else {
         return false;
     };
-    let mut way = same_mark(answers, hash, hash.start(), ANSWER_WAYS);
+    let mut way = same_mark(answers, hash, answers_origin(answers), ANSWER_WORDS);
     let mut behind = 0;
     // One of them may be the one that does not count.
     while behind < LOOKED_BEHIND && way < ANSWER_WAYS {
-        let place = place_of(answers.0[(way % ANSWER_WAYS) as usize].load());
+        let place = place_of(answers.0[(way % ANSWER_WORDS) as usize].load());
         if place != besides
             && memory
                 .connection(place)
@@ -745,7 +853,7 @@ fn held(memory: &impl Memory, bucket: u32, hash: Hash, key: &FlowKey, besides: u
         {
             return true;
         }
-        way = same_mark(answers, hash, way + 1, ways_left(hash, way));
+        way = same_mark(answers, hash, way + 1, ANSWER_WORDS - 1 - way);
         behind += 1;
     }
     false
@@ -788,22 +896,36 @@ fn list(memory: &impl Memory, answers: &FlowKey, place: u32) -> bool {
     let shape = memory.shape();
     let hash = Hash::of(answers, shape.seed);
     let word = hash.mark() | u64::from(place + 1);
-    let [mut first, mut second] = [
+    let [first, second] = [
         hash.first(shape.answer_buckets),
         hash.second(shape.answer_buckets),
     ];
-    if crowded(memory, first) && !crowded(memory, second) {
-        (first, second) = (second, first);
-    }
-    replace(memory, first, 0, word) || replace(memory, second, 0, word)
+    let exchange = [0, word];
+    let buckets = [first, second];
+    replace(memory, first, ANSWER_COMFORT, exchange)
+        || list_elsewhere(memory, buckets, ANSWER_COMFORT, exchange)
+        || replace(memory, first, ANSWER_WAYS, exchange)
+        || list_elsewhere(memory, buckets, ANSWER_WAYS, exchange)
 }
 
-/// Whether a bucket of answers is nearly full, or was. One word tells, because the
-/// first that is free is taken.
-#[inline(always)]
-fn crowded(memory: &impl Memory, bucket: u32) -> bool {
-    let answers = memory.answers(bucket);
-    answers.is_some_and(|answers| answers.0[ANSWER_COMFORT].load() != 0)
+/// Enters a word in its second bucket, and has the first know.
+#[inline(never)]
+fn list_elsewhere(
+    memory: &impl Memory,
+    [first, second]: [u32; 2],
+    count: u32,
+    exchange: [u64; 2],
+) -> bool {
+    let Some(bucket) = memory.answers(first).filter(|_| first != second) else {
+        return false;
+    };
+    // Before it stands there: nobody is to miss it.
+    memory.add_wide(bucket.elsewhere(), 1);
+    let listed = replace(memory, second, count, exchange);
+    if !listed {
+        memory.add_wide(bucket.elsewhere(), -1);
+    }
+    listed
 }
 
 /// Takes the packets from the backend away again.
@@ -811,20 +933,29 @@ fn crowded(memory: &impl Memory, bucket: u32) -> bool {
 pub fn unlist(memory: &impl Memory, answers: &FlowKey, place: u32) {
     let shape = memory.shape();
     let hash = Hash::of(answers, shape.seed);
-    let word = hash.mark() | u64::from(place + 1);
-    if !replace(memory, hash.first(shape.answer_buckets), word, 0) {
-        replace(memory, hash.second(shape.answer_buckets), word, 0);
+    let exchange = [hash.mark() | u64::from(place + 1), 0];
+    let first = hash.first(shape.answer_buckets);
+    if !replace(memory, first, ANSWER_WAYS, exchange)
+        && replace(
+            memory,
+            hash.second(shape.answer_buckets),
+            ANSWER_WAYS,
+            exchange,
+        )
+        && let Some(bucket) = memory.answers(first)
+    {
+        memory.add_wide(bucket.elsewhere(), -1);
     }
 }
 
-/// Exchanges the first such word of a bucket.
+/// Exchanges the first such answer of a bucket, among so many.
 #[inline(never)]
-fn replace(memory: &impl Memory, bucket: u32, old: u64, new: u64) -> bool {
+fn replace(memory: &impl Memory, bucket: u32, count: u32, [old, new]: [u64; 2]) -> bool {
     let Some(answers) = memory.answers(bucket) else {
         return false;
     };
     let mut way = 0;
-    while way < ANSWER_WAYS {
+    while way < ANSWER_WAYS && way < count {
         let word = &answers.0[way as usize];
         if word.load() == old && memory.exchange_wide(word, old, new) {
             return true;
@@ -858,10 +989,11 @@ const fn stamped(stamp: u32, class: u32) -> u32 {
     (stamp % tag::STAMPS) << tag::STAMP_SHIFT | class
 }
 
-/// Gives up a place that was taken and not published.
-#[inline(always)]
+/// Gives up a place that was taken and written, and not published.
+#[inline(never)]
 pub fn abandon(memory: &impl Memory, place: u32) {
-    if let Some(word) = tag_at(memory, place) {
+    if let (Some(entry), Some(word)) = (memory.connection(place), tag_at(memory, place)) {
+        uncount(memory, entry);
         word.store(tag::FREE);
     }
 }
@@ -1033,7 +1165,8 @@ fn key_of(entry: &Connection) -> FlowKey {
     }
 }
 
-/// How many places there are.
+/// How many numbers places have. One in sixteen is of no place: [`at`] gives nothing
+/// there.
 pub fn places(memory: &impl Memory) -> u32 {
-    memory.shape().tag_buckets * tag::WAYS
+    memory.shape().tag_buckets * tag::WORDS
 }

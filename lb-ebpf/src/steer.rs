@@ -469,7 +469,7 @@ fn take_place(tables: &impl Tables, key: &FlowKey, draft: &mut Draft) -> Result<
         }
     }
     draft.forward.place = seat.place;
-    connections::write(tables, draft.forward.place, key, &draft.forward);
+    connections::write(tables, seat, key, &draft.forward);
     Ok(())
 }
 

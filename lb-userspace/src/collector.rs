@@ -253,9 +253,9 @@ impl Walk {
         let Some(tags) = table.tags(bucket) else {
             return;
         };
-        for (way, word) in (0..).zip(&tags.0) {
+        for (way, word) in (0..).zip(tags.tags()) {
             let tag = word.load();
-            let place = bucket * tag::WAYS + way;
+            let place = bucket * tag::WORDS + way;
             match tag & tag::CLASS {
                 tag::FREE => {}
                 tag::BUSY => self.busy(table, place, tag),

@@ -287,7 +287,7 @@ impl Dataplane {
         for (name, _, _) in PINNED {
             let entries = match name {
                 "TAGS" => settings.tag_buckets,
-                "CONNECTIONS" => settings.tag_buckets * tag::WAYS,
+                "CONNECTIONS" => settings.tag_buckets * tag::WORDS,
                 "ANSWERS" => settings.answer_buckets,
                 name => sizes.entries(name),
             };

@@ -130,7 +130,7 @@ impl HostTables {
             ports: world.ports(),
             headroom: world.headroom,
             tags: many(world.settings.tag_buckets),
-            connections: many(world.settings.tag_buckets * tag::WAYS),
+            connections: many(world.settings.tag_buckets * tag::WORDS),
             answers: many(world.settings.answer_buckets),
             live: many(ROOM),
             affinities: RefCell::default(),
@@ -228,6 +228,14 @@ impl Memory for HostTables {
             word.store(new);
         }
         same
+    }
+
+    fn add(&self, word: &Word<u32>, by: i32) {
+        word.store(word.load().wrapping_add_signed(by));
+    }
+
+    fn add_wide(&self, word: &Word<u64>, by: i64) {
+        word.store(word.load().wrapping_add_signed(by));
     }
 
     fn swap_wide(&self, word: &Word<u64>, new: u64) -> u64 {

@@ -252,7 +252,7 @@ impl Load {
             loader.map_max_entries(table, ENTRIES);
         }
         loader.map_max_entries("TAGS", settings.tag_buckets);
-        loader.map_max_entries("CONNECTIONS", settings.tag_buckets * tag::WAYS);
+        loader.map_max_entries("CONNECTIONS", settings.tag_buckets * tag::WORDS);
         loader.map_max_entries("ANSWERS", settings.answer_buckets);
         for table in [
             "BACKENDS",

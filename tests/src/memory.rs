@@ -22,7 +22,7 @@ impl SharedMemory {
         Self {
             shape,
             tags: many(shape.tag_buckets),
-            connections: many(shape.tag_buckets * tag::WAYS),
+            connections: many(shape.tag_buckets * tag::WORDS),
             answers: many(shape.answer_buckets),
             live: many(backends),
         }
@@ -37,7 +37,7 @@ impl SharedMemory {
     pub fn classes(&self) -> [usize; 8] {
         let mut classes = [0; 8];
         for bucket in &self.tags {
-            for word in &bucket.0 {
+            for word in bucket.tags() {
                 classes[(word.load() & tag::CLASS) as usize] += 1;
             }
         }
@@ -46,8 +46,18 @@ impl SharedMemory {
 
     /// How many words of answers are in use.
     pub fn listed(&self) -> usize {
-        let words = self.answers.iter().flat_map(|bucket| &bucket.0);
+        let words = self.answers.iter().flat_map(AnswerBucket::answers);
         words.filter(|word| word.load() != 0).count()
+    }
+
+    /// How many connections, and how many answers, the buckets count elsewhere.
+    pub fn elsewhere(&self) -> [u64; 2] {
+        let tags = self
+            .tags
+            .iter()
+            .map(|bucket| u64::from(bucket.elsewhere().load()));
+        let answers = self.answers.iter().map(|bucket| bucket.elsewhere().load());
+        [tags.sum(), answers.sum()]
     }
 
     /// All places with a connection that can be found.
@@ -88,6 +98,16 @@ impl Memory for SharedMemory {
         wide(word)
             .compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
             .is_ok()
+    }
+
+    fn add(&self, word: &Word<u32>, by: i32) {
+        // SAFETY: as above.
+        let word = unsafe { AtomicU32::from_ptr(word.as_ptr()) };
+        word.fetch_add(by.cast_unsigned(), Ordering::SeqCst);
+    }
+
+    fn add_wide(&self, word: &Word<u64>, by: i64) {
+        wide(word).fetch_add(by.cast_unsigned(), Ordering::SeqCst);
     }
 
     fn swap_wide(&self, word: &Word<u64>, new: u64) -> u64 {

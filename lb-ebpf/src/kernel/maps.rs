@@ -181,6 +181,18 @@ impl Memory for KernelTables<'_> {
     }
 
     #[inline(always)]
+    fn add(&self, word: &Word<u32>, by: i32) {
+        // SAFETY: as above. Not relaxed: see `next_slot`.
+        unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::AcqRel }>(word.as_ptr(), by as u32) };
+    }
+
+    #[inline(always)]
+    fn add_wide(&self, word: &Word<u64>, by: i64) {
+        // SAFETY: as above. Not relaxed: see `next_slot`.
+        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::AcqRel }>(word.as_ptr(), by as u64) };
+    }
+
+    #[inline(always)]
     fn swap_wide(&self, word: &Word<u64>, new: u64) -> u64 {
         // SAFETY: as above.
         unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(word.as_ptr(), new) }

@@ -134,7 +134,7 @@ impl Table {
         let connections: Region<Connection> = Region::map(table(connections)?)?;
         let answers: Region<AnswerBucket> = Region::map(table(answers)?)?;
         ensure!(
-            tags.length * tag::WAYS == connections.length,
+            tags.length * tag::WORDS == connections.length,
             "the tables of tags and of connections do not fit together"
         );
         Ok(Self {
@@ -184,7 +184,7 @@ impl Table {
             return None;
         }
         let place = search.seat.place;
-        connections::write(self, place, key, flow);
+        connections::write(self, &search.seat, key, flow);
         let answers = twin_key(key, flow);
         let claimed = || connections::claim(self, &answers, place, flow) == Claimed::Yes;
         if !flow.one_way() && !claimed() {
@@ -235,6 +235,18 @@ impl Memory for Table {
         let word = unsafe { AtomicU64::from_ptr(word.as_ptr()) };
         word.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
             .is_ok()
+    }
+
+    fn add(&self, word: &Word<u32>, by: i32) {
+        // SAFETY: as above.
+        let word = unsafe { AtomicU32::from_ptr(word.as_ptr()) };
+        word.fetch_add(by.cast_unsigned(), Ordering::SeqCst);
+    }
+
+    fn add_wide(&self, word: &Word<u64>, by: i64) {
+        // SAFETY: as above.
+        let word = unsafe { AtomicU64::from_ptr(word.as_ptr()) };
+        word.fetch_add(by.cast_unsigned(), Ordering::SeqCst);
     }
 
     fn swap_wide(&self, word: &Word<u64>, new: u64) -> u64 {
