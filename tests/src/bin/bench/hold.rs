@@ -20,7 +20,7 @@ const BATCH: u32 = 100_000;
 pub(crate) struct Held {
     /// How many connections are held.
     pub(crate) connections: u32,
-    /// Entries in the flow tables: established and unfinished.
+    /// Entries in the table: established and unfinished.
     pub(crate) entries: [usize; 2],
     /// Bytes of each table, as the kernel counts them.
     pub(crate) tables: Vec<(&'static str, u64)>,
