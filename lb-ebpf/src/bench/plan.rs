@@ -20,6 +20,10 @@ pub(crate) const SUBJECT: u32 = 0;
 /// The place of the program that only sends the frame back.
 pub(crate) const FLOOR: u32 = 1;
 
+/// The place of the program under test as it is where every packet notes that its
+/// flow lives.
+pub(crate) const NOTING: u32 = 2;
+
 /// Which connection the next packet belongs to.
 pub(crate) mod order {
     /// Any, all alike likely.
@@ -66,14 +70,15 @@ pub(crate) struct Plan {
     pub(crate) flows: u32,
     /// One of [`order`].
     pub(crate) order: u32,
-    /// [`SUBJECT`] or [`FLOOR`].
+    /// [`SUBJECT`], [`FLOOR`] or [`NOTING`].
     pub(crate) slot: u32,
     /// What tells one connection from another; the second is written last.
     pub(crate) patches: [Patch; 2],
     /// The frame's first two bytes, in memory order.
     pub(crate) head: [u8; 2],
-    /// Always zero.
-    pub(crate) zero: [u8; 2],
+    /// One where the program under test puts another header before the frame, which
+    /// the wrapper takes away again before the next run.
+    pub(crate) grows: u16,
     /// The rest of the frame, in memory order.
     pub(crate) words: [u32; WORDS],
 }

@@ -220,7 +220,7 @@ pub(crate) fn plan(frame: &Frame, patches: [Patch; 2], flows: u32) -> Plan {
             ..patch
         }),
         head: [bytes[0], bytes[1]],
-        zero: [0; 2],
+        grows: 0,
         words,
     }
 }
