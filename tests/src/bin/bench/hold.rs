@@ -1,15 +1,18 @@
-//! A million connections at once: begun, answered and proved through the
+//! Many connections at once, to a million: begun, answered and proved through the
 //! program itself, then counted, and each of them found again both ways.
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::Verdict;
-use lb_common::abi::Settings;
+use lb_common::abi::{Settings, TCP, forward};
 use tests::network::LAN;
 
-use crate::cases::{Case, Tables, from_backend, from_client, plan};
+use crate::cases::{Case, Section, State, from_backend, from_client, plan};
 use crate::plan::{Plan, order};
 use crate::rig::Rig;
-use crate::scene::NAT4;
+use crate::scene::{Family, Service, services};
+
+/// How many are held, one after the other.
+pub(crate) const COUNTS: [u32; 3] = [10_000, 100_000, 1_000_000];
 
 /// How many are begun before they are answered: fewer than there is room for
 /// unfinished ones.
@@ -23,15 +26,22 @@ pub(crate) struct Held {
     /// Entries in the table: established and unfinished.
     pub(crate) entries: [usize; 2],
     /// Bytes of each table, as the kernel counts them.
-    pub(crate) tables: Vec<(&'static str, u64)>,
+    pub(crate) tables: Vec<(String, u64)>,
     /// Nanoseconds of SYN, SYN-ACK and ACK, wrapper included, on average.
     pub(crate) handshake: [f64; 3],
 }
 
-/// Holds so many.
+/// Holds so many, in tables that are made for as many.
 pub(crate) fn run(settings: &Settings, connections: u32) -> Result<Held> {
-    let mut rig = Rig::new(settings, connections)?;
-    let [begin, answer, prove] = handshake(settings, connections);
+    let nat = (services().into_iter())
+        .find(|service| {
+            service.forward == forward::NAT
+                && service.protocol == TCP
+                && service.family == Family::V4
+        })
+        .context("no service is of TCP over IPv4 by nat")?;
+    let mut rig = Rig::new(settings, connections, &[nat])?;
+    let [begin, answer, prove] = handshake(&nat, connections);
     let mut spent = [0.0; 3];
     for first in (0..connections).step_by(BATCH as usize) {
         let count = BATCH.min(connections - first);
@@ -40,10 +50,10 @@ pub(crate) fn run(settings: &Settings, connections: u32) -> Result<Held> {
                 next: first,
                 ..case.plan
             };
-            let nanoseconds = rig
+            let sample = rig
                 .subject(&plan, case, count)
-                .with_context(|| format!("{} from connection {first} on", case.name))?;
-            *spent += (nanoseconds * u64::from(count)) as f64;
+                .with_context(|| format!("{} from connection {first} on", case.line))?;
+            *spent += (sample.nanoseconds * u64::from(count)) as f64;
         }
     }
     let entries = rig.entries();
@@ -64,42 +74,39 @@ pub(crate) fn run(settings: &Settings, connections: u32) -> Result<Held> {
 }
 
 /// The three packets of a handshake.
-fn handshake(settings: &Settings, connections: u32) -> [Case; 3] {
-    let case = |name: &str, frame, patches, verdict, begins| Case {
-        name: name.into(),
-        service: NAT4,
-        known: 0,
-        cleared: false,
-        begins,
-        tables: Tables::Steady,
-        ingress: LAN.index,
-        verdict,
-        plan: Plan {
-            order: order::SEQUENTIAL,
-            ..plan(&frame, patches, connections)
-        },
-    };
-    let forward = NAT4.client_patches();
-    let reply = NAT4.backend_patches();
-    let (client, backend) = (
-        || from_client(&NAT4),
-        || from_backend(&NAT4, settings).seq(8),
-    );
-    [
-        case("the SYN", client().syn(), forward, Verdict::ForwardTx, true),
-        case(
-            "the SYN-ACK",
-            backend().syn_ack(1),
+fn handshake(nat: &Service, connections: u32) -> [Case; 3] {
+    let case = |line: &str, frame, reply: bool| {
+        let (patches, verdict) = if reply {
+            (nat.backend_patches(), Verdict::ReplyTx)
+        } else {
+            (nat.client_patches(), Verdict::ForwardTx)
+        };
+        Case {
+            section: Section::Known,
+            line: line.into(),
+            column: String::new(),
+            service: *nat,
+            state: State::Empty,
+            begins: false,
             reply,
-            Verdict::ReplyTx,
-            false,
-        ),
-        case(
-            "the ACK",
-            client().ack(9),
-            forward,
-            Verdict::ForwardTx,
-            false,
-        ),
+            ingress: LAN.index,
+            verdict,
+            plan: Plan {
+                order: order::SEQUENTIAL,
+                ..plan(&frame, patches, connections)
+            },
+        }
+    };
+    let client = || from_client(nat);
+    // By nat no port is given out.
+    let backend = || from_backend(nat, 0).seq(8);
+    let begin = Case {
+        begins: true,
+        ..case("the SYN", client().syn(), false)
+    };
+    [
+        begin,
+        case("the SYN-ACK", backend().syn_ack(1), true),
+        case("the ACK", client().ack(9), false),
     ]
 }

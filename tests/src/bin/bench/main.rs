@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: what a packet costs, in nanoseconds, and what a million
+//! `cargo xtask bench`: what a packet costs, in nanoseconds, and what many
 //! connections take.
 //!
 //! The program under test is the one that `lb` carries, loaded by the code that
@@ -12,8 +12,10 @@
 //! Nothing passes or fails by time.
 
 mod cases;
+mod grid;
 mod hold;
 mod machine;
+mod packets;
 #[allow(dead_code, reason = "the other side uses the rest")]
 #[path = "../../../../lb-ebpf/src/bench/plan.rs"]
 mod plan;
@@ -31,17 +33,11 @@ use lb_common::abi::Settings;
 use lb_userspace::host::{self, forwarding};
 use tests::kernel::in_namespace;
 
-use crate::cases::{Case, Tables};
 use crate::machine::Machine;
-use crate::report::{Report, Row};
-use crate::rig::Rig;
+use crate::report::Report;
 
 /// How many connections the tables are made for.
 const MAX_FLOWS: u32 = 1_000_000;
-
-/// Packets of the first round, at least: more than there is room for unfinished
-/// connections.
-const WARM: u32 = 150_000;
 
 /// Measures the data path and says what it found
 #[derive(Parser)]
@@ -51,16 +47,16 @@ struct Arguments {
     #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(10_000..=100_000_000))]
     packets: u32,
     /// Samples of each case, of which the median is shown
-    #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..=1001))]
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1001))]
     rounds: u32,
-    /// Only the cases whose name contains this
-    #[arg(long, default_value = "")]
-    only: String,
+    /// A quick look: only the cases whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
     /// Print JSON instead of tables
     #[arg(long)]
     json: bool,
     /// Write docs/bench.md too
-    #[arg(long)]
+    #[arg(long, conflicts_with = "only")]
     write: bool,
 }
 
@@ -95,39 +91,20 @@ fn run(arguments: &Arguments) -> Result<()> {
 fn measure(arguments: &Arguments) -> Result<Report> {
     let machine = Machine::of_this_thread()?;
     let steady = settings()?;
-    eprintln!("holding {} connections", cases::grouped(MAX_FLOWS));
-    let held = hold::run(&steady, MAX_FLOWS)?;
-    let mut rows = Vec::new();
-    let cases = cases::all(&steady);
-    for tables in [Tables::Steady, Tables::Noting] {
-        let mut chosen = (cases.iter())
-            .filter(|case| case.tables == tables && case.name.contains(&arguments.only))
-            .peekable();
-        if chosen.peek().is_none() {
-            continue;
-        }
-        let refresh_ticks = match tables {
-            Tables::Steady => steady.refresh_ticks,
-            Tables::Noting => 0,
-        };
-        let settings = Settings {
-            refresh_ticks,
-            ..steady
-        };
-        let mut rig = Rig::new(&settings, MAX_FLOWS)?;
-        for case in chosen {
-            let row = sample(&mut rig, case, arguments)?;
-            eprintln!("{:>7.0} ns  {}", row.net().median, row.name);
-            rows.push(row);
+    let mut held = Vec::new();
+    if arguments.only.is_none() {
+        for count in hold::COUNTS {
+            eprintln!("holding {} connections", cases::grouped(count));
+            held.push(hold::run(&steady, count)?);
         }
     }
-    // Measured first, because few connections are known then; read last.
-    rows.sort_by_key(|row: &Row| row.begins);
+    let only = arguments.only.as_deref().unwrap_or_default();
+    let (rounds, packets) = (arguments.rounds, arguments.packets);
     Ok(Report {
         machine,
-        packets: arguments.packets,
-        rounds: arguments.rounds,
-        rows,
+        packets,
+        rounds,
+        rows: packets::measure(&steady, MAX_FLOWS, only, rounds, packets)?,
         held,
     })
 }
@@ -144,34 +121,4 @@ fn settings() -> Result<Settings> {
         seed: 0x5eed,
         ..Settings::PLAIN
     })
-}
-
-/// One row: the case's packets and the floor by turns.
-fn sample(rig: &mut Rig, case: &Case, arguments: &Arguments) -> Result<Row> {
-    rig.know(&case.service, case.known)?;
-    let mut row = Row::new(case);
-    let mut next = 0;
-    // The first round warms the caches, fills what is to be full, and is not kept.
-    for round in 0..=arguments.rounds {
-        let packets = if round == 0 {
-            arguments.packets.max(WARM)
-        } else {
-            arguments.packets
-        };
-        if case.cleared {
-            rig.clear_unfinished()?;
-        }
-        let mut plan = case.plan;
-        plan.random = u64::from(round);
-        plan.next = next;
-        next = next.wrapping_add(packets) % plan.flows;
-        let floor = rig.floor(&plan, case.ingress, packets)?;
-        let whole = rig
-            .subject(&plan, case, packets)
-            .with_context(|| format!("in the case \"{}\"", case.name))?;
-        if round > 0 {
-            row.rounds.push([floor, whole]);
-        }
-    }
-    Ok(row)
 }

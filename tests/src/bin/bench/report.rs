@@ -1,22 +1,29 @@
 //! From samples to figures, and to a table, JSON, and the page in `docs`.
 
-use std::fmt::Write as _;
-
 use serde_json::{Value, json};
 
-use crate::cases::{Case, grouped};
+use crate::cases::{Case, REFUSALS, REFUSED_ONE_IN, Section, grouped};
+use crate::grid;
 use crate::hold::Held;
 use crate::machine::Machine;
 
 /// One case as it was measured.
 #[derive(Debug)]
 pub(crate) struct Row {
-    /// The case's name.
-    pub(crate) name: String,
-    /// Whether its packets begin connections.
-    pub(crate) begins: bool,
+    /// The table that it stands in.
+    pub(crate) section: Section,
+    /// The line there.
+    pub(crate) line: String,
+    /// The column there.
+    pub(crate) column: String,
+    /// Whether some of its packets may be refused.
+    pub(crate) may_refuse: bool,
     /// Nanoseconds of the floor and of the whole, round by round.
     pub(crate) rounds: Vec<[u64; 2]>,
+    /// How many packets there were in all.
+    pub(crate) packets: u64,
+    /// How many of them were refused that may be, by [`REFUSALS`].
+    pub(crate) refused: [u64; REFUSALS.len()],
 }
 
 /// The middle and the ends of some samples.
@@ -49,10 +56,19 @@ impl Row {
     /// Without samples yet.
     pub(crate) fn new(case: &Case) -> Self {
         Self {
-            name: case.name.clone(),
-            begins: case.begins,
+            section: case.section,
+            line: case.line.clone(),
+            column: case.column.clone(),
+            may_refuse: case.may_refuse(),
             rounds: Vec::new(),
+            packets: 0,
+            refused: [0; REFUSALS.len()],
         }
+    }
+
+    /// The case's name.
+    pub(crate) fn name(&self) -> String {
+        format!("{} {}, {}", self.section.word(), self.line, self.column)
     }
 
     /// What the wrapper takes.
@@ -78,8 +94,8 @@ pub(crate) struct Report {
     pub(crate) rounds: u32,
     /// The cases.
     pub(crate) rows: Vec<Row>,
-    /// The million connections.
-    pub(crate) held: Held,
+    /// The connections that were held, fewer first; none in a quick look.
+    pub(crate) held: Vec<Held>,
 }
 
 impl Report {
@@ -88,12 +104,16 @@ impl Report {
         let lines = self.rows.iter().map(|row| {
             let (net, floor) = (row.net(), row.floor());
             format!(
-                "{:<52} {:>6.0} {:>6.0} {:>6.0} {:>6.0}\n",
-                row.name, net.median, net.min, net.max, floor.median
+                "{:<72} {:>6.0} {:>6.0} {:>6.0} {:>6.0}\n",
+                row.name(),
+                net.median,
+                net.min,
+                net.max,
+                floor.median
             )
         });
         format!(
-            "{}\n\n{:<52} {:>6} {:>6} {:>6} {:>6}\n{}\n{}",
+            "{}\n\n{:<72} {:>6} {:>6} {:>6} {:>6}\n{}\n{}\n{}",
             self.machine_line(),
             "ns a packet",
             "median",
@@ -101,6 +121,7 @@ impl Report {
             "max",
             "floor",
             lines.collect::<String>(),
+            self.refused_line(),
             self.held_lines()
         )
     }
@@ -108,13 +129,7 @@ impl Report {
     /// For programs.
     pub(crate) fn json(&self) -> Value {
         let rows: Vec<Value> = self.rows.iter().map(row_json).collect();
-        let Held {
-            connections,
-            entries,
-            tables,
-            handshake,
-        } = &self.held;
-        let tables: Value = tables.iter().copied().collect();
+        let held: Vec<Value> = self.held.iter().map(held_json).collect();
         json!({
             "date": self.machine.date,
             "commit": self.machine.commit,
@@ -126,40 +141,40 @@ impl Report {
             "packets": self.packets,
             "rounds": self.rounds,
             "ns_a_packet": rows,
-            "held": {
-                "connections": connections,
-                "established_entries": entries[0],
-                "unfinished_entries": entries[1],
-                "table_bytes": tables,
-                "handshake_ns": handshake,
-            },
+            "held": held,
         })
     }
 
     /// For `docs/bench.md`.
     pub(crate) fn markdown(&self) -> String {
-        let mut table =
-            String::from("| packet | median | min | max | floor |\n|---|--:|--:|--:|--:|\n");
-        for row in &self.rows {
-            let (net, floor) = (row.net(), row.floor());
-            writeln!(
-                table,
-                "| {} | **{:.0}** | {:.0} | {:.0} | {:.0} |",
-                row.name, net.median, net.min, net.max, floor.median
-            )
-            .expect("a string takes any text");
-        }
-        let mut memory = String::from("| table | MB |\n|---|--:|\n");
-        for (name, bytes) in &self.held.tables {
-            writeln!(memory, "| `{name}` | {:.1} |", megabytes(*bytes))
-                .expect("a string takes any text");
-        }
         format!(
-            "{HEAD}\n## Nanoseconds a packet\n\n{}. {} packets a sample, {} samples.\n\n{table}\n{NOTES}\n## A million connections\n\n{}\n{memory}",
+            "{HEAD}\n## Nanoseconds a packet\n\n{}. {} packets a sample, half as many where connections begin, {} samples.\n\n{}{NOTES}\n{}\n## Many connections\n\n{}",
             self.machine_line(),
             grouped(self.packets),
             self.rounds,
+            grid::sections(&self.rows),
+            self.refused_line(),
             self.held_lines(),
+        )
+    }
+
+    /// How many newcomers were refused that may be.
+    fn refused_line(&self) -> String {
+        let rows = self.rows.iter().filter(|row| row.may_refuse);
+        let (mut packets, mut refused) = (0, [0; REFUSALS.len()]);
+        for row in rows {
+            packets += row.packets;
+            for (sum, count) in refused.iter_mut().zip(row.refused) {
+                *sum += count;
+            }
+        }
+        if packets == 0 {
+            return String::new();
+        }
+        let [full, taken] = refused;
+        format!(
+            "With half-open connections at every place, {full} of {packets} newcomers were refused as `flow_table_full`, because both buckets were full in which their answers could have been entered, and {taken} as `tuple_taken`. At most 1 in {} may be.\n",
+            grouped(REFUSED_ONE_IN)
         )
     }
 
@@ -177,25 +192,56 @@ impl Report {
     }
 
     fn held_lines(&self) -> String {
-        let held = &self.held;
-        let sum = |only: &[&str]| -> u64 {
-            let tables = held.tables.iter();
-            let chosen = tables.filter(|(name, _)| only.is_empty() || only.contains(name));
-            chosen.map(|(_, bytes)| bytes).sum()
+        let Some(most) = self.held.last() else {
+            return String::new();
         };
-        let [all, flows] = [sum(&[]), sum(&["FLOWS", "UNFINISHED"])];
-        let [syn, syn_ack, ack] = held.handshake;
+        let [syn, syn_ack, ack] = most.handshake;
+        let counts: Vec<String> = (self.held.iter())
+            .map(|held| grouped(held.connections))
+            .collect();
         format!(
-            "{} connections were begun, answered and proved through the program, with `max_flows` the same number: {} entries in the flow table, none lost, each found again in both directions.\n\n\
-             All tables take {:.0} MB, the flow tables {:.0} MB of it, which is {:.0} bytes a connection; all of it is taken at the start (as the kernel counts it, in each map's `fdinfo`).\n\n\
-             The handshake took {syn:.0} ns for the SYN, {syn_ack:.0} for the SYN-ACK and {ack:.0} for the ACK, which moves the connection to the large table (nat, wrapper included).\n",
-            grouped(held.connections),
-            grouped(u32::try_from(held.entries[0]).unwrap_or(u32::MAX)),
-            megabytes(all),
-            megabytes(flows),
-            flows as f64 / f64::from(held.connections),
+            "So many connections were begun, answered and proved through the program, with `max_flows` the same number: each is one entry, none was lost, and each was found again in both directions. All memory is taken at the start; bytes are as the kernel counts them, in each map's `fdinfo`.\n\n\
+             | bytes of the table | {} |\n|---|{}\n{}\n\
+             With {} connections the handshake took {syn:.0} ns for the SYN, {syn_ack:.0} for the SYN-ACK and {ack:.0} for the ACK, on average (nat, wrapper included).\n",
+            counts.join(" | "),
+            "--:|".repeat(counts.len()),
+            self.memory_lines(),
+            grouped(most.connections),
         )
     }
+
+    /// The lines of the table about memory.
+    fn memory_lines(&self) -> String {
+        let line = |name: &str, cells: Vec<String>| format!("| {name} | {} |\n", cells.join(" | "));
+        let sum = |held: &Held, of: &[&str]| -> u64 {
+            let tables = held.tables.iter();
+            let chosen = tables.filter(|(name, _)| of.is_empty() || of.contains(&name.as_str()));
+            chosen.map(|(_, bytes)| bytes).sum()
+        };
+        let each = |of: &dyn Fn(&Held) -> String| self.held.iter().map(of).collect();
+        let names = self.held.last().map_or(&[][..], |held| &held.tables);
+        let mut lines: String = (names.iter())
+            .map(|(name, _)| {
+                let bytes = |held: &Held| whole(sum(held, &[name]));
+                line(&format!("`{name}`"), each(&bytes))
+            })
+            .collect();
+        lines += &line("all of them", each(&|held| whole(sum(held, &[]))));
+        let own = |held: &Held| {
+            let bytes = sum(held, &FLOW_TABLES);
+            format!("{:.0}", bytes as f64 / f64::from(held.connections))
+        };
+        let name = format!("bytes a connection ({})", FLOW_TABLES.join(", "));
+        lines + &line(&name, each(&own))
+    }
+}
+
+/// What the table of connections consists of.
+const FLOW_TABLES: [&str; 3] = ["TAGS", "CONNECTIONS", "ANSWERS"];
+
+/// `1,234,567` of 1234567.
+fn whole(bytes: u64) -> String {
+    u32::try_from(bytes).map_or_else(|_| bytes.to_string(), grouped)
 }
 
 const HEAD: &str = "# What it costs
@@ -207,34 +253,54 @@ The program is the one that `lb` carries, loaded as `lb run` loads it, with
 packet, of a connection chosen at random, and calls the balancer by a tail call,
 inside `BPF_PROG_TEST_RUN`. The floor is the same wrapper around a bare `XDP_TX`;
 it is measured before every sample and taken off, so 0 would be as fast as
-sending the packet back untouched. After each sample the program's own counters
-must show that every packet ended as its line says. Routes and neighbours are
-real, in a network namespace. Nothing here passes or fails by time, and figures
-of different machines are not to be compared.
+sending the packet back untouched. Where the balancer puts a header before the
+frame the wrapper takes it away again, which the floor pays for too: what is taken
+off is the wrapper's work, and no part of the balancer's. After each sample the
+program's own counters must show that every packet ended as its line says, that as
+many connections were begun as should be, and that each packet was counted for its
+service and direction. Routes and neighbours are real, in a network namespace.
+Nothing here passes or fails by time, and figures of different machines are not to
+be compared.
 ";
 
-const NOTES: &str = "\"Known\" packets go from a client to a backend and \"reply\" packets back, by
-`full-nat` where nothing else is said. With many flows the time is that of the
-memory: the tables are larger than the caches. \"Noting the time\" is what one
-packet of a flow pays once a second. A new connection is two entries, in tables
-that were emptied just before; where the table of unfinished connections is full,
-each entry also evicts one. Two runs of the same program differ by up to a tenth,
+const NOTES: &str =
+    "Each cell is the median of the samples, and the least and the greatest of them. A
+service has 128 backends, by `nat` one. \"IPv4 in IPv6\" is a client's IPv4 in an
+outer header of IPv6. Two runs of the same program differ by up to a tenth,
 depending on where the kernel puts its code.
 ";
 
 fn row_json(row: &Row) -> Value {
     let (net, floor) = (row.net(), row.floor());
     json!({
-        "name": row.name,
+        "name": row.name(),
+        "section": row.section.word(),
+        "line": row.line,
+        "column": row.column,
         "median": net.median,
         "min": net.min,
         "max": net.max,
         "floor": floor.median,
+        "packets": row.packets,
+        "refused": row.refused.iter().sum::<u64>(),
     })
 }
 
-fn megabytes(bytes: u64) -> f64 {
-    bytes as f64 / 1e6
+fn held_json(held: &Held) -> Value {
+    let Held {
+        connections,
+        entries,
+        tables,
+        handshake,
+    } = held;
+    let tables: Value = tables.iter().cloned().collect();
+    json!({
+        "connections": connections,
+        "established_entries": entries[0],
+        "unfinished_entries": entries[1],
+        "table_bytes": tables,
+        "handshake_ns": handshake,
+    })
 }
 
 #[cfg(test)]
@@ -253,9 +319,13 @@ mod tests {
     #[test]
     fn the_floor_is_taken_off_round_by_round() {
         let row = Row {
-            name: String::new(),
-            begins: false,
+            section: Section::Known,
+            line: String::new(),
+            column: String::new(),
+            may_refuse: false,
             rounds: vec![[10, 110], [90, 200], [20, 110]],
+            packets: 3,
+            refused: [0; REFUSALS.len()],
         };
         let net = row.net();
         assert_eq!((net.median, net.min, net.max), (100.0, 90.0, 110.0));

@@ -1,6 +1,7 @@
 //! The programs in the kernel, and runs of them.
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,41 +11,19 @@ use aya::maps::{Array, Map, MapData, ProgramArray};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::{bytes_of, cast};
-use lb_common::abi::{ABI_VERSION, Settings};
-use lb_common::flow::ESTABLISHED;
+use lb_common::abi::{ABI_VERSION, Settings, Traffic, tag};
 use lb_common::verdict::{Action, Verdict};
 use lb_ebpf::{Memory as _, connections};
 use lb_userspace::dataplane::{self, Dataplane, Sizes, Table};
 use lb_userspace::host;
 use tests::network::LAN;
 
-use crate::cases::Case;
-use crate::plan::{FLOOR, FRAME, Plan, SUBJECT};
-use crate::scene::{SERVICES, Service};
+use crate::cases::{Case, REFUSALS, REFUSED_ONE_IN, State};
+use crate::plan::{FLOOR, FRAME, NOTING, Plan, SUBJECT};
+use crate::scene::Service;
 
 /// The wrapper and the floor.
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-bench.o"));
-
-/// The balancer's tables, all of which are pinned.
-pub(crate) const TABLES: [&str; 17] = [
-    "ENDPOINTS",
-    "BACKENDS",
-    "SEQUENCES",
-    "POLICIES",
-    "AFFINITIES",
-    "PORTS",
-    "TAGS",
-    "CONNECTIONS",
-    "ANSWERS",
-    "LIVE",
-    "SHARED",
-    "HOPS",
-    "DEVICES",
-    "VERDICTS",
-    "SERVICE_TRAFFIC",
-    "BACKEND_TRAFFIC",
-    "DROPS",
-];
 
 /// The balancer's tables as the daemon makes them, its program, and the
 /// wrapper around it.
@@ -54,8 +33,9 @@ pub(crate) struct Rig {
     programs: Ebpf,
     plan: Array<MapData, [u8; size_of::<Plan>()]>,
     table: Arc<Table>,
-    /// How many connections of each service are known.
-    known: [u32; SERVICES.len()],
+    services: Vec<Service>,
+    /// What the table of connections holds, and of which service.
+    state: Option<(u32, State)>,
     // The kernel empties an array of programs that nobody holds open, and the
     // array holds the program under test.
     _slots: ProgramArray<MapData>,
@@ -64,8 +44,8 @@ pub(crate) struct Rig {
 }
 
 impl Rig {
-    /// Loads everything, with room for so many connections.
-    pub(crate) fn new(settings: &Settings, max_flows: u32) -> Result<Self> {
+    /// Loads everything, with these services and room for so many connections.
+    pub(crate) fn new(settings: &Settings, max_flows: u32, services: &[Service]) -> Result<Self> {
         let pins = Pins::new()?;
         let sizes = Sizes {
             // The defaults of the configuration.
@@ -74,7 +54,7 @@ impl Rig {
             flows: max_flows,
         };
         let mut dataplane = Dataplane::open(&pins.0, sizes, settings, false, 0)?.dataplane;
-        for change in SERVICES.iter().flat_map(Service::changes) {
+        for change in services.iter().flat_map(Service::changes) {
             dataplane.apply(&change)?;
         }
         let devices = Map::DevMapHash(pins.table("DEVICES")?);
@@ -91,8 +71,14 @@ impl Rig {
             .load(PROGRAMS)
             .context("cannot read the benchmark's programs")?;
         let mut slots: ProgramArray<MapData> = take(&mut programs, "PROGRAMS")?.try_into()?;
-        let mut subject = pins.subject(settings)?;
-        slots.set(SUBJECT, load(&mut subject, "lb")?.fd()?, 0)?;
+        let noting = Settings {
+            refresh_ticks: 0,
+            ..*settings
+        };
+        for (slot, settings) in [(SUBJECT, settings), (NOTING, &noting)] {
+            let mut subject = pins.subject(settings)?;
+            slots.set(slot, load(&mut subject, "lb")?.fd()?, 0)?;
+        }
         slots.set(FLOOR, load(&mut programs, "floor")?.fd()?, 0)?;
         load(&mut programs, "wrapper")?;
         Ok(Self {
@@ -101,41 +87,118 @@ impl Rig {
             plan: take(&mut programs, "PLAN")?.try_into()?,
             table,
             programs,
-            known: [0; SERVICES.len()],
+            services: services.to_vec(),
+            state: None,
             _slots: slots,
             pins,
         })
     }
 
-    /// Enters connections of the service until so many are known.
-    pub(crate) fn know(&mut self, service: &Service, count: u32) -> Result<()> {
-        let hz = host::ticks_per_second();
-        // Certainly past, although the clock is only estimated.
-        let seen = host::ticks_now(hz).wrapping_sub(hz);
-        let known = self.known[service.number as usize];
-        for number in known..count {
-            let (key, flow) = service.flow(number, self.settings.first_port, seen);
-            ensure!(
-                self.table
-                    .enter(&key, &flow, seen >> self.settings.stamp_shift)
-                    .is_some(),
-                "there is no room for connection {number}"
-            );
+    /// Brings the table of connections into the state that the case begins with.
+    pub(crate) fn prepare(&mut self, case: &Case) -> Result<()> {
+        let number = case.service.number;
+        let known = match (self.state, case.state) {
+            (Some((whose, State::Known(known))), State::Known(wanted))
+                if whose == number && known <= wanted =>
+            {
+                known
+            }
+            (Some((whose, state)), wanted)
+                if whose == number && state == wanted && state != State::Empty =>
+            {
+                return Ok(());
+            }
+            _ => {
+                self.empty();
+                0
+            }
+        };
+        match case.state {
+            State::Empty => {}
+            State::Known(count) => self.know(&case.service, known..count)?,
+            State::HalfOpen => self.flood(case)?,
+            State::Established => self.crowd(),
         }
-        self.known[service.number as usize] = known.max(count);
+        self.state = Some((number, case.state));
         Ok(())
     }
 
-    /// Takes all unfinished connections away.
-    pub(crate) fn clear_unfinished(&mut self) -> Result<()> {
-        for place in 0..connections::places(&*self.table) {
-            if let Some((_, flow)) = connections::at(&*self.table, place)
-                && flow.life.state & ESTABLISHED == 0
-            {
-                connections::remove(&*self.table, place, flow.life.version);
-            }
+    /// Takes all connections away at once. No program runs meanwhile.
+    fn empty(&self) {
+        let shape = self.table.shape();
+        for tags in (0..shape.tag_buckets).filter_map(|bucket| self.table.tags(bucket)) {
+            tags.0.iter().for_each(|word| word.store(tag::FREE));
+        }
+        for answers in (0..shape.answer_buckets).filter_map(|bucket| self.table.answers(bucket)) {
+            answers.0.iter().for_each(|word| word.store(0));
+        }
+        for backend in self.services.iter().flat_map(Service::backends) {
+            let live = self.table.live(backend);
+            let live = i32::try_from(live).unwrap_or(i32::MAX);
+            self.table.count_live(backend, -live);
+        }
+    }
+
+    /// Enters these connections of the service.
+    fn know(&self, service: &Service, numbers: Range<u32>) -> Result<()> {
+        let hz = host::ticks_per_second();
+        // Certainly past, although the clock is only estimated.
+        let seen = host::ticks_now(hz).wrapping_sub(hz);
+        for number in numbers {
+            let (key, flow) = service.flow(number, self.settings.first_port, seen);
+            let entered = self
+                .table
+                .enter(&key, &flow, seen >> self.settings.stamp_shift);
+            ensure!(
+                entered.is_some(),
+                "there is no room for connection {number}"
+            );
         }
         Ok(())
+    }
+
+    /// Lets newcomers come until one stands at nearly every place: a third more than
+    /// there are places. Those of the case come after them.
+    fn flood(&mut self, case: &Case) -> Result<()> {
+        let places = connections::places(&*self.table);
+        let count = places + places / 3;
+        let plan = Plan {
+            next: case.plan.flows - count,
+            ..case.plan
+        };
+        self.subject(&plan, case, count)
+            .context("the table cannot be filled with half-open connections")?;
+        let free = self.free();
+        ensure!(
+            free <= places / 1_000,
+            "of {places} places {free} are free after {count} newcomers"
+        );
+        Ok(())
+    }
+
+    fn free(&self) -> u32 {
+        let buckets = 0..self.table.shape().tag_buckets;
+        let tags = buckets.filter_map(|bucket| self.table.tags(bucket));
+        let words = tags.flat_map(|tags| tags.0.iter());
+        let free = words.filter(|word| word.load() & tag::CLASS == tag::FREE);
+        u32::try_from(free.count()).unwrap_or(u32::MAX)
+    }
+
+    /// Says of every place that an established connection stands there. A newcomer
+    /// looks at nothing but tags before it is refused, so nobody need be there; and
+    /// a table that is so full cannot be had with `max_flows` connections, for which
+    /// it has half as many places again.
+    fn crowd(&self) {
+        let mut random = 0x5eed_u32;
+        for bucket in 0..self.table.shape().tag_buckets {
+            let Some(tags) = self.table.tags(bucket) else {
+                continue;
+            };
+            for word in &tags.0 {
+                random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                word.store(random & tag::HASH | tag::ESTABLISHED);
+            }
+        }
     }
 
     /// Nanoseconds a packet through the wrapper alone.
@@ -152,38 +215,75 @@ impl Rig {
         Ok(nanoseconds)
     }
 
-    /// Nanoseconds a packet through wrapper and balancer, after making sure
-    /// that each packet did what the case says.
-    pub(crate) fn subject(&mut self, plan: &Plan, case: &Case, packets: u32) -> Result<u64> {
-        let begun = self.dataplane.service_traffic(case.service.number)?;
-        let before = self.dataplane.verdicts()?;
+    /// Runs so many packets through wrapper and balancer, and makes sure that each
+    /// did what the case says.
+    pub(crate) fn subject(&mut self, plan: &Plan, case: &Case, packets: u32) -> Result<Sample> {
+        let before = self.counts(case)?;
         let (nanoseconds, action) = self.run(plan, case.ingress, packets)?;
-        let after = self.dataplane.verdicts()?;
-        let ended: Vec<(&str, u64)> = (Verdict::ALL.iter().zip(after.iter().zip(&before)))
-            .map(|(verdict, (after, before))| (verdict.name(), after - before))
+        let after = self.counts(case)?;
+        let ended: Vec<(Verdict, u64)> = (Verdict::ALL.iter())
+            .zip(after.verdicts.iter().zip(&before.verdicts))
+            .map(|(verdict, (after, before))| (*verdict, after - before))
             .filter(|(_, count)| *count > 0)
             .collect();
+        let of = |verdict| {
+            let found = ended.iter().find(|(found, _)| *found == verdict);
+            found.map_or(0, |(_, count)| *count)
+        };
+        let refused = if case.may_refuse() {
+            REFUSALS.map(of)
+        } else {
+            [0; REFUSALS.len()]
+        };
+        let bad: u64 = refused.iter().sum();
+        let good = u64::from(packets) - bad;
         ensure!(
-            ended == [(case.verdict.name(), u64::from(packets))],
-            "the {packets} packets did not all end as {}, but as {ended:?}",
-            case.verdict.name()
+            // All verdicts together are as many as the packets: no other is among them.
+            of(case.verdict) == good && bad * u64::from(REFUSED_ONE_IN) <= u64::from(packets),
+            "the {packets} packets did not all end as {}, but as {:?}",
+            case.verdict.name(),
+            ended
+                .iter()
+                .map(|(verdict, count)| (verdict.name(), count))
+                .collect::<Vec<_>>()
         );
         ensure!(
-            action == case.verdict.action(),
+            action == case.verdict.action() || bad > 0,
             "{:?} ends in {action:?}",
             case.verdict
         );
-        let begun = self
-            .dataplane
-            .service_traffic(case.service.number)?
-            .new_flows
-            - begun.new_flows;
-        let wanted = if case.begins { packets } else { 0 };
+        let traffic = |of: fn(&Traffic) -> u64| of(&after.traffic) - of(&before.traffic);
+        let begun = traffic(|traffic| traffic.new_flows);
+        let wanted = if case.begins { good } else { 0 };
         ensure!(
-            begun == u64::from(wanted),
+            begun == wanted,
             "{begun} connections were begun, not {wanted}"
         );
-        Ok(nanoseconds)
+        let counted = [
+            traffic(|traffic| traffic.forward_packets),
+            traffic(|traffic| traffic.reply_packets),
+        ];
+        let sent = case.is_service() && case.verdict.action() != Action::Drop;
+        let wanted = match (sent, case.reply) {
+            (false, _) => [0, 0],
+            (true, false) => [good, 0],
+            (true, true) => [0, good],
+        };
+        ensure!(
+            counted == wanted,
+            "{counted:?} packets were counted for the service (from the client, from the backend), not {wanted:?}"
+        );
+        Ok(Sample {
+            nanoseconds,
+            refused,
+        })
+    }
+
+    fn counts(&self, case: &Case) -> Result<Counts> {
+        Ok(Counts {
+            verdicts: self.dataplane.verdicts()?,
+            traffic: self.dataplane.service_traffic(case.service.number)?,
+        })
     }
 
     /// How many connections the table holds: established and unfinished.
@@ -196,9 +296,12 @@ impl Rig {
     }
 
     /// What the kernel says that each table takes, in bytes.
-    pub(crate) fn memory(&self) -> Result<Vec<(&'static str, u64)>> {
-        let of = |name| Ok((name, crate::machine::map_memory(&self.pins.table(name)?)?));
-        TABLES.into_iter().map(of).collect()
+    pub(crate) fn memory(&self) -> Result<Vec<(String, u64)>> {
+        let of = |name: String| {
+            let bytes = crate::machine::map_memory(&self.pins.table(&name)?)?;
+            Ok((name, bytes))
+        };
+        self.pins.names()?.into_iter().map(of).collect()
     }
 
     fn run(&mut self, plan: &Plan, ingress: u32, packets: u32) -> Result<(u64, Action)> {
@@ -230,6 +333,21 @@ impl Rig {
     }
 }
 
+/// What a run has shown.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    /// Nanoseconds a packet.
+    pub(crate) nanoseconds: u64,
+    /// How many packets were refused that may be, by [`REFUSALS`].
+    pub(crate) refused: [u64; REFUSALS.len()],
+}
+
+/// What the program has counted.
+struct Counts {
+    verdicts: Vec<u64>,
+    traffic: Traffic,
+}
+
 /// The folder of the tables' pins, which goes when this does.
 struct Pins(PathBuf);
 
@@ -245,6 +363,19 @@ impl Pins {
         self.0.join(format!("v{ABI_VERSION}")).join(table)
     }
 
+    /// All that is pinned, in the order of the alphabet.
+    fn names(&self) -> Result<Vec<String>> {
+        let folder = self.place("");
+        let read = || -> std::io::Result<Vec<String>> {
+            fs::read_dir(&folder)?
+                .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+                .collect()
+        };
+        let mut names = read().with_context(|| format!("cannot read {}", folder.display()))?;
+        names.sort();
+        Ok(names)
+    }
+
     fn table(&self, name: &str) -> Result<MapData> {
         MapData::from_pin(self.place(name)).with_context(|| format!("cannot open the table {name}"))
     }
@@ -255,7 +386,8 @@ impl Pins {
         let mut loader = EbpfLoader::new();
         loader.override_global("SETTINGS", bytes_of(settings), true);
         loader.override_global("AYA_LOG_LEVEL", &0u8, false);
-        for table in TABLES {
+        let names = self.names()?;
+        for table in &names {
             loader.map_pin_path(table, self.place(table));
         }
         loader
