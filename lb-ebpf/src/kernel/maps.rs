@@ -3,6 +3,7 @@
 //! Capacities given here are placeholders; the loader sets them from the
 //! configuration. The names are the names of the pins.
 
+use core::cell::UnsafeCell;
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd, atomic_xchg};
 use core::mem::MaybeUninit;
 use core::ptr;
@@ -108,9 +109,18 @@ pub(crate) unsafe fn room<'a>() -> Option<&'a mut Room> {
     Some(unsafe { &mut *room })
 }
 
-/// Set by the loader; read-only data, so constants to the verifier.
+/// What the loader sets. In a cell, because it does so after the compiler has gone;
+/// and no volatile reads, which would read all of it for each word that is needed.
+#[repr(transparent)]
+struct Constants(UnsafeCell<Settings>);
+
+// SAFETY: nobody writes it while the program runs.
+unsafe impl Sync for Constants {}
+
+/// Read-only data, so constants to the verifier.
 #[unsafe(no_mangle)]
-static SETTINGS: Settings = Settings::PLAIN;
+#[unsafe(link_section = ".rodata.settings")]
+static SETTINGS: Constants = Constants(UnsafeCell::new(Settings::PLAIN));
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -213,9 +223,8 @@ impl Memory for KernelTables<'_> {
 impl Tables for KernelTables<'_> {
     #[inline(always)]
     fn settings(&self) -> Settings {
-        // SAFETY: a static of plain integers; volatile, because the loader
-        // replaces it after compilation.
-        unsafe { ptr::read_volatile(&raw const SETTINGS) }
+        // SAFETY: plain integers that nobody writes.
+        unsafe { *SETTINGS.0.get() }
     }
 
     #[inline(always)]

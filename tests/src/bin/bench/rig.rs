@@ -170,7 +170,7 @@ impl Rig {
             .context("the table cannot be filled with half-open connections")?;
         let free = self.free();
         ensure!(
-            free <= places / 1_000,
+            free <= places / 100,
             "of {places} places {free} are free after {count} newcomers"
         );
         Ok(())
@@ -179,7 +179,7 @@ impl Rig {
     fn free(&self) -> u32 {
         let buckets = 0..self.table.shape().tag_buckets;
         let tags = buckets.filter_map(|bucket| self.table.tags(bucket));
-        let words = tags.flat_map(|tags| tags.0.iter());
+        let words = tags.flat_map(|tags| tags.tags());
         let free = words.filter(|word| word.load() & tag::CLASS == tag::FREE);
         u32::try_from(free.count()).unwrap_or(u32::MAX)
     }
@@ -194,7 +194,7 @@ impl Rig {
             let Some(tags) = self.table.tags(bucket) else {
                 continue;
             };
-            for word in &tags.0 {
+            for word in tags.tags() {
                 random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                 word.store(random & tag::HASH | tag::ESTABLISHED);
             }
