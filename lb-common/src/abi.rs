@@ -215,8 +215,9 @@ pub struct Flow {
     pub transport_delta: u16,
     /// The place of the connection's entry.
     pub place: u32,
-    /// Always zero.
-    pub zero: u32,
+    /// Bits of the hash of the ends of the client's packets, where that was
+    /// computed.
+    pub spread: u32,
     /// How the connection stood.
     pub life: Life,
     /// What was noted of the way: see [`Connection::hops`].

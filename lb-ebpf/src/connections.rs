@@ -143,6 +143,12 @@ impl Hash {
         (self.0 >> 24) as u32 & tag::HASH
     }
 
+    /// Bits to tell flows apart by, for others.
+    #[inline(always)]
+    pub const fn spread(self) -> u32 {
+        (self.0 >> 16) as u32
+    }
+
     /// The high half of an answer, which is never zero: a free word has no mark.
     #[inline(always)]
     const fn mark(self) -> u64 {
@@ -163,6 +169,7 @@ pub fn of_client(memory: &impl Memory, key: &FlowKey, flow: &mut Flow) -> bool {
     let shape = memory.shape();
     let hash = Hash::of(key, shape.seed);
     let first = hash.first(shape.tag_buckets);
+    flow.spread = hash.spread();
     look(memory, first, hash, key, flow)
         || spilled(memory, first) && look(memory, hash.second(shape.tag_buckets), hash, key, flow)
 }

@@ -76,19 +76,30 @@ fn make_room(
     if ip == parsed.ip {
         return Ok(());
     }
-    shift(packet, mode, parsed, ip)
+    shift(packet, mode, parsed, ip, way.direct != 0)
 }
 
 #[inline(never)]
-fn shift(packet: &mut impl Packet, mode: u8, parsed: &mut Parsed, ip: u32) -> Result<(), Verdict> {
+fn shift(
+    packet: &mut impl Packet,
+    mode: u8,
+    parsed: &mut Parsed,
+    ip: u32,
+    direct: bool,
+) -> Result<(), Verdict> {
     if !forward::one_way(mode) && parsed.part != Part::Later {
         // What is translated must be there before anything moves: of a frame in
         // pieces only the first can be touched.
         (packet.at::<[u8; TRANSLATED]>(parsed.transport)).map_err(|_| Verdict::ShortTransport)?;
     }
-    let ethernet = *packet.at::<Ethernet>(0)?;
-    packet.shift_head(ip as i32 - parsed.ip as i32)?;
-    *packet.at::<Ethernet>(0)? = ethernet;
+    if direct {
+        // It will have another link header.
+        packet.shift_head(ip as i32 - parsed.ip as i32)?;
+    } else {
+        let ethernet = *packet.at::<Ethernet>(0)?;
+        packet.shift_head(ip as i32 - parsed.ip as i32)?;
+        *packet.at::<Ethernet>(0)? = ethernet;
+    }
     let by = ip.wrapping_sub(parsed.ip);
     parsed.ip = ip;
     parsed.transport = parsed.transport.wrapping_add(by);

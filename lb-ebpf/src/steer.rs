@@ -421,6 +421,7 @@ fn address(
     flow.ip_delta = 0;
     flow.transport_delta = 0;
     flow.hop = 0;
+    flow.spread = connections::Hash::of(key, tables.settings().seed).spread();
     flow.life = Life {
         seen: tables.now(),
         proof: 0,

@@ -6,14 +6,14 @@
 //! tunnelled packet. It is taken from a prefix that need not be anybody's.
 
 use lb_common::abi::Flow;
-use lb_common::checksum::full;
+use lb_common::checksum::Sum;
 use lb_common::{Address, Verdict};
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::packet::Packet;
 use crate::parse::{Family, Parsed};
 use crate::room::Room;
-use crate::steer::{both_ports, scatter};
+use crate::steer::scatter;
 use crate::tables::{RouteQuery, Tables};
 
 /// What is inside, by the number in the outer header.
@@ -24,13 +24,14 @@ pub(crate) const IPV6_INSIDE: u8 = 41;
 /// may still go says nothing about how far the backend is.
 const TTL: u8 = 64;
 
-const DONT_FRAGMENT: [u8; 2] = [0x40, 0x00];
+/// The word of the header that says so.
+const DONT_FRAGMENT: [u8; 4] = [0, 0, 0x40, 0x00];
 
 /// The flow label is the low 20 bits of the first word (RFC 8200, section 3).
 const FLOW_LABEL: u32 = 0x000f_ffff;
 
 /// The addresses of the outer header, into the question to the routing table.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn outer_ends(
     tables: &impl Tables,
     parsed: &Parsed,
@@ -38,13 +39,12 @@ pub(crate) fn outer_ends(
     query: &mut RouteQuery,
 ) {
     let settings = tables.settings();
-    let varied = scatter(&parsed.key.src, both_ports(&parsed.key), settings.seed);
     let (prefix, bits) = if flow.dst.is_v4() {
         (settings.tunnel_v4, settings.tunnel_v4_bits)
     } else {
         (settings.tunnel_v6, settings.tunnel_v6_bits)
     };
-    query.src = vary(prefix, bits, varied);
+    query.src = vary(prefix, bits, flow.spread);
     query.dst = flow.dst;
     query.src_port = lb_common::Be16::new(0);
     query.dst_port = lb_common::Be16::new(0);
@@ -84,7 +84,8 @@ fn inside(parsed: &Parsed) -> u8 {
     }
 }
 
-/// Writes the outer header, for which there is room in front of the packet.
+/// Writes the outer header, for which there is room in front of the packet, word by
+/// word: the compiler would put it together on the stack, byte by byte.
 #[inline(never)]
 pub(crate) fn wrap(
     packet: &mut impl Packet,
@@ -95,39 +96,47 @@ pub(crate) fn wrap(
         parsed, query, way, ..
     } = room;
     let at = parsed.ip.wrapping_sub(way.wrapping);
+    let [_, _, _, from] = query.src.words();
+    let [_, _, _, to] = query.dst.words();
     if query.dst.is_v4() {
-        let mut ip = Ipv4Hdr {
-            vihl: 0x45,
-            tos: parsed.traffic_class as u8,
-            tot_len: (query.length as u16).to_be_bytes(),
-            id: [0, 0],
-            frags: DONT_FRAGMENT,
-            ttl: TTL,
-            proto: inside(parsed),
-            check: [0, 0],
-            src_addr: query.src.low4(),
-            dst_addr: query.dst.low4(),
-        };
-        if parsed.divisible != 0 {
-            // Only what may be fragmented needs an identification (RFC 6864).
-            let place = scatter(&query.dst, 0, tables.settings().seed);
-            ip.id = (tables.fresh_id(place) as u16).to_be_bytes();
-            ip.frags = [0, 0];
-        }
-        *packet.at(at)? = ip;
-        let check = full(packet.at::<[u8; 20]>(at)?);
-        packet.at::<Ipv4Hdr>(at)?.check = check;
+        let [high, low] = (query.length as u16).to_be_bytes();
+        let first = [0x45, parsed.traffic_class as u8, high, low];
+        let second = fragmentation(tables, room);
+        let (from, to) = (from.to_ne_bytes(), to.to_ne_bytes());
+        let [ttl, inside] = [TTL, inside(parsed)];
+        let sum = Sum::NOTHING
+            .word(first)
+            .word(second)
+            .word([ttl, inside, 0, 0])
+            .word(from)
+            .word(to);
+        let [check, sum] = sum.check();
+        let header = packet.at::<[u8; Ipv4Hdr::LEN]>(at)?;
+        let (words, _) = header.as_chunks_mut::<4>();
+        words.copy_from_slice(&[first, second, [ttl, inside, check, sum], from, to]);
     } else {
-        let [.., varied] = query.src.words();
-        let first = 6 << 28 | parsed.traffic_class << 20 | u32::from_be(varied) & FLOW_LABEL;
-        *packet.at(at)? = Ipv6Hdr {
-            vcf: first.to_be_bytes(),
-            payload_len: (parsed.ip_length as u16).to_be_bytes(),
-            next_hdr: inside(parsed),
-            hop_limit: TTL,
-            src_addr: query.src.octets(),
-            dst_addr: query.dst.octets(),
-        };
+        let label = u32::from_be(from) & FLOW_LABEL;
+        let first = 6 << 28 | parsed.traffic_class << 20 | label;
+        let [high, low] = (parsed.ip_length as u16).to_be_bytes();
+        let header = packet.at::<Ipv6Hdr>(at)?;
+        header.vcf = first.to_be_bytes();
+        header.payload_len = [high, low];
+        header.next_hdr = inside(parsed);
+        header.hop_limit = TTL;
+        query.src.write(&mut header.src_addr);
+        query.dst.write(&mut header.dst_addr);
     }
     Ok(())
+}
+
+/// The word of an IPv4 header that says what may be fragmented how. Only what may be
+/// so needs an identification (RFC 6864).
+#[inline(always)]
+fn fragmentation(tables: &impl Tables, room: &Room) -> [u8; 4] {
+    if room.parsed.divisible == 0 {
+        return DONT_FRAGMENT;
+    }
+    let place = scatter(&room.query.dst, 0, tables.settings().seed);
+    let [high, low] = (tables.fresh_id(place) as u16).to_be_bytes();
+    [high, low, 0, 0]
 }

@@ -108,6 +108,7 @@ fn one_way() -> Case {
     for (outer, service) in [(&V4, V6.second_service), (&V6, "[2001:db8:10::30]:80")] {
         let mut through = Through::new(&V6, outer, &WAN, UDP, 51_000, 0);
         through.talk.service = service;
+        let through = through.to(outer.backends[0]);
         for frame in frames(&|| through.asks().payload(b"?")) {
             let sent = through.wrap(frame.clone().sent_on(LAN.to(11)), None);
             case = case.sends(&WAN, &frame, Verdict::ForwardRedirect, &sent);

@@ -135,16 +135,32 @@ impl Through {
 /// of a hash of the client's address and both ports (the finaliser of
 /// MurmurHash3 over each word, as it stands in memory).
 fn source(settings: &Settings, key: &FlowKey, v4: bool) -> IpAddr {
-    let mix = |mut word: u32| {
-        word = (word ^ word >> 16).wrapping_mul(0x85eb_ca6b);
-        word = (word ^ word >> 13).wrapping_mul(0xc2b2_ae35);
-        word ^ word >> 16
+    // The finaliser of MurmurHash3, of 64 bits, pair by pair of words.
+    let mix = |mut word: u64| {
+        word = (word ^ word >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        word = (word ^ word >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+        word ^ word >> 33
     };
-    let ports = [key.src_port, key.dst_port].map(|port| u16::from_ne_bytes(port.to_wire()));
-    let ports = u32::from(ports[0]) << 16 | u32::from(ports[1]);
-    let address = key.src.octets();
-    let words = (address.as_chunks::<4>().0.iter()).map(|word| u32::from_ne_bytes(*word));
-    let hash = (words.chain([ports])).fold(settings.seed, |hash, word| mix(hash ^ word));
+    let words = |address: Address| {
+        let octets = address.octets();
+        let (words, _) = octets.as_chunks::<4>();
+        let words: Vec<u64> = (words.iter())
+            .map(|word| u64::from(u32::from_ne_bytes(*word)))
+            .collect();
+        words
+    };
+    let (src, dst) = (words(key.src), words(key.dst));
+    let ports =
+        [key.src_port, key.dst_port].map(|port| u64::from(u16::from_ne_bytes(port.to_wire())));
+    let protocol = u64::from(key.protocol);
+    let mut pairs = vec![[src[3], dst[3]], [ports[0] | ports[1] << 16, protocol]];
+    if !key.src.is_v4() {
+        pairs.extend([[src[0], src[1]], [src[2], dst[2]], [dst[0], dst[1]]]);
+    }
+    let hash = (pairs.iter()).fold(u64::from(settings.seed), |hash, [low, high]| {
+        mix(hash ^ (low | high << 32))
+    });
+    let hash = (hash >> 16) as u32;
     let low = |bits: u32| u128::from(hash) & ((1 << bits) - 1);
     if v4 {
         let prefix = Ipv4Addr::from(settings.tunnel_v4.low4()).to_bits();
