@@ -476,22 +476,38 @@ pub mod shared {
     }
 }
 
-/// The `PORTS` table: two bits for each port, that say where it is worth while
-/// to look for a connection. A bit too many costs time, a bit too few loses
-/// packets.
-pub mod ports {
-    /// The first of the words, of 64 ports each, for ports that services have.
-    pub const SERVICES: u32 = 0;
-    /// The first of the words for ports that backends have which answer by way
-    /// of the balancer.
-    pub const BACKENDS: u32 = 1024;
-    /// How many words there are.
-    pub const WORDS: u32 = 2048;
+/// The `SIEVE` table: bits that say of an endpoint whether it is worth while to look
+/// for a connection of it, by a hash (a Bloom filter with one function). A bit too
+/// many costs time, a bit too few loses packets.
+pub mod sieve {
+    use crate::{Address, Be16};
 
-    /// The word of this port, behind one of the above, and its bit.
+    /// The first of the words, of 64 bits each, for the endpoints of services.
+    pub const SERVICES: u32 = 0;
+    /// The first of the words for the endpoints of backends which answer by way of
+    /// the balancer.
+    pub const BACKENDS: u32 = 1 << (SERVICE_BITS - 6);
+    /// How many words there are.
+    pub const WORDS: u32 = BACKENDS + (1 << (BACKEND_BITS - 6));
+
+    /// There are two to the power of this many bits for services.
+    const SERVICE_BITS: u32 = 16;
+    /// The same for backends.
+    const BACKEND_BITS: u32 = 18;
+
+    /// The word of this endpoint, behind one of the above, and its bit.
     #[inline(always)]
-    pub const fn place(first: u32, port: u16) -> (u32, u64) {
-        (first + (port as u32 >> 6), 1 << (port & 63))
+    pub const fn place(first: u32, address: &Address, port: Be16) -> (u32, u64) {
+        let bits = if first == SERVICES {
+            SERVICE_BITS
+        } else {
+            BACKEND_BITS
+        };
+        let [a, b, c, d] = address.words();
+        let low = d as u64 | (port.word() as u64) << 32;
+        let mixed = (low ^ ((a ^ b ^ c) as u64) << 16).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let bit = (mixed >> (64 - bits)) as u32;
+        (first + (bit >> 6), 1 << (bit & 63))
     }
 }
 

@@ -1,8 +1,8 @@
 //! Which flow a packet belongs to, and where a new flow goes.
 //!
 //! ```text
-//! has a service the port it is to?      ── yes ─> connection of a client?  ── yes ─> follow its life, go on
-//! has a backend the port it is from?    ── yes ─> connection of a backend? ── yes ─> follow its life, go on
+//! may it be to a service?      ── yes ─> connection of a client?  ── yes ─> follow its life, go on
+//! may it be from a backend?    ── yes ─> connection of a backend? ── yes ─> follow its life, go on
 //!        │ neither: pass
 //! destination is a service? ── yes ─> guard, backend, place in the table, source port, publish
 //!        │ no
@@ -27,7 +27,7 @@
 //! own (`inline(never)`): the known path stays short.
 
 use lb_common::abi::backend::{REHASH, RESET as GONE, USED};
-use lb_common::abi::{Flow, FlowKey, Life, NOBODY, Party, TCP, forward, ports, role, tag};
+use lb_common::abi::{Flow, FlowKey, Life, NOBODY, Party, TCP, forward, role, sieve, tag};
 use lb_common::flow::{
     ANSWERED, ESTABLISHED, ONE_WAY, RESET, change, deltas, ended, opens, proves, reopens, tcp_flag,
 };
@@ -162,7 +162,7 @@ pub fn steer(
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Found {
-    /// Its ports are of no service and of no backend.
+    /// It is to no service and from no backend.
     Stranger,
     /// It is of no connection.
     Nothing,
@@ -174,11 +174,11 @@ enum Found {
 /// verifier is to remember of the search.
 #[inline(never)]
 fn find(tables: &impl Tables, key: &FlowKey, flow: &mut Flow) -> Found {
-    let may_ask = tables.port(ports::SERVICES, key.dst_port);
+    let may_ask = tables.may_have(sieve::SERVICES, &key.dst, key.dst_port);
     if may_ask && connections::of_client(tables, key, flow) {
         return Found::Flow;
     }
-    let may_answer = tables.port(ports::BACKENDS, key.src_port);
+    let may_answer = tables.may_have(sieve::BACKENDS, &key.src, key.src_port);
     if may_answer && connections::of_backend(tables, key, flow) {
         return Found::Flow;
     }
@@ -540,12 +540,10 @@ fn probe(tables: &impl Tables, key: &FlowKey, draft: &mut Draft) -> bool {
 /// to the port would be taken for packets from its clients.
 #[inline(always)]
 fn listened(tables: &impl Tables, key: &FlowKey, draft: &Draft) -> bool {
-    let source = endpoint(
-        draft.forward.src,
-        draft.forward.src_port,
-        key.protocol as u16,
-    );
-    tables.party(&source).is_some()
+    let (address, port) = (draft.forward.src, draft.forward.src_port);
+    let may_be = tables.may_have(sieve::SERVICES, &address, port)
+        || tables.may_have(sieve::BACKENDS, &address, port);
+    may_be && (tables.party(&endpoint(address, port, key.protocol as u16))).is_some()
 }
 
 /// Takes the one key that the answers to a client have in nat mode.

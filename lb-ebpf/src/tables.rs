@@ -129,12 +129,12 @@ pub trait Tables: Memory {
     /// Who stands behind this endpoint.
     fn party(&self, endpoint: &Endpoint) -> Option<Party>;
 
-    /// Whether a connection may have this port: of a service where `first` is
-    /// [`ports::SERVICES`], of a backend where it is [`ports::BACKENDS`].
+    /// Whether there may be connections of this endpoint: of a service where `first`
+    /// is [`sieve::SERVICES`], of a backend where it is [`sieve::BACKENDS`].
     ///
-    /// [`ports::SERVICES`]: lb_common::abi::ports::SERVICES
-    /// [`ports::BACKENDS`]: lb_common::abi::ports::BACKENDS
-    fn port(&self, first: u32, port: Be16) -> bool;
+    /// [`sieve::SERVICES`]: lb_common::abi::sieve::SERVICES
+    /// [`sieve::BACKENDS`]: lb_common::abi::sieve::BACKENDS
+    fn may_have(&self, first: u32, address: &Address, port: Be16) -> bool;
 
     /// How the service chooses.
     fn policy(&self, service: u32) -> Policy;

@@ -28,7 +28,7 @@ use bytemuck::{bytes_of, pod_read_unaligned};
 use lb_common::abi::{
     ABI_VERSION, ANSWER_WAYS, Affinity, AffinityKey, AnswerBucket, Backend, Connection, DropKey,
     Endpoint, Fragment, FragmentKey, NextHop, Party, Policy, Settings, TagBucket, Tagged, Traffic,
-    backend, hop, ports, role, sequence, shared, tag,
+    backend, hop, role, sequence, shared, sieve, tag,
 };
 
 use lb_ebpf::Displaced;
@@ -65,7 +65,7 @@ const PINNED: [(&str, usize, usize); 22] = [
         size_of::<AffinityKey>(),
         size_of::<Affinity>(),
     ),
-    ("PORTS", 4, 8),
+    ("SIEVE", 4, 8),
     ("TAGS", 4, size_of::<TagBucket>()),
     ("CONNECTIONS", 4, size_of::<Connection>()),
     ("ANSWERS", 4, size_of::<AnswerBucket>()),
@@ -122,7 +122,7 @@ impl Sizes {
             "ENDPOINTS" => 2 * self.services + self.backends,
             "BACKENDS" | "BACKEND_TRAFFIC" => self.backends,
             "SEQUENCES" | "SERVICE_TRAFFIC" | "POLICIES" => self.services,
-            "PORTS" => ports::WORDS,
+            "SIEVE" => sieve::WORDS,
             "LIVE" => self.backends,
             "SHARED" => shared::WORDS,
             "HOPS" => hop::PLACES,
@@ -179,7 +179,7 @@ pub struct Dataplane {
     backends: Array<MapData, [u8; 24]>,
     sequences: ArrayOfMaps<MapData, Array<MapData, u64>>,
     policies: Array<MapData, [u8; 8]>,
-    ports: Array<MapData, u64>,
+    sieve: Array<MapData, u64>,
     displaced: PerCpuArray<MapData, u64>,
     table: Arc<Table>,
     changes: Arc<Changes>,
@@ -317,7 +317,7 @@ impl Dataplane {
             backends: typed(&mut ebpf, "BACKENDS", Array::try_from)?,
             sequences: typed(&mut ebpf, "SEQUENCES", ArrayOfMaps::try_from)?,
             policies: typed(&mut ebpf, "POLICIES", Array::try_from)?,
-            ports: typed(&mut ebpf, "PORTS", Array::try_from)?,
+            sieve: typed(&mut ebpf, "SIEVE", Array::try_from)?,
             displaced: typed(&mut ebpf, "DISPLACED", PerCpuArray::try_from)?,
             table: Arc::new(table),
             changes: Arc::new(Changes::pinned(folder)?),
@@ -475,7 +475,7 @@ impl Dataplane {
                 if *fresh {
                     zero(&mut self.service_traffic, party.service)?;
                 }
-                self.open_port(endpoint, party)?;
+                self.look_for(endpoint, party)?;
                 let key: [u8; 24] = bytemuck::cast(*endpoint);
                 let value: [u8; 8] = bytemuck::cast(*party);
                 self.endpoints
@@ -492,23 +492,23 @@ impl Dataplane {
         }
     }
 
-    /// Lets connections be looked for at the port of an endpoint. It stays so when
-    /// the endpoint goes: its connections go on.
-    fn open_port(&mut self, endpoint: &Endpoint, party: &Party) -> anyhow::Result<()> {
+    /// Lets connections of an endpoint be looked for. It stays so when the endpoint
+    /// goes: its connections go on.
+    fn look_for(&mut self, endpoint: &Endpoint, party: &Party) -> anyhow::Result<()> {
         for (role, first) in [
-            (role::SERVICE, ports::SERVICES),
-            (role::BACKEND, ports::BACKENDS),
+            (role::SERVICE, sieve::SERVICES),
+            (role::BACKEND, sieve::BACKENDS),
         ] {
             if party.roles & role == 0 {
                 continue;
             }
-            let (word, bit) = ports::place(first, endpoint.port.get());
-            let bits = self.ports.get(&word, 0);
-            let bits = bits.context("cannot read the table of ports")?;
+            let (word, bit) = sieve::place(first, &endpoint.address, endpoint.port);
+            let bits = self.sieve.get(&word, 0);
+            let bits = bits.context("cannot read the table SIEVE")?;
             if bits & bit == 0 {
-                self.ports
+                self.sieve
                     .set(word, bits | bit, 0)
-                    .context("cannot write the table of ports")?;
+                    .context("cannot write the table SIEVE")?;
             }
         }
         Ok(())

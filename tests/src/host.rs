@@ -8,11 +8,11 @@ use anyhow::{Result, ensure};
 use bytemuck::Zeroable;
 use lb_common::abi::{
     Affinity, AffinityKey, AnswerBucket, Backend, Connection, DropKey, Endpoint, Flow, FlowKey,
-    Fragment, FragmentKey, NextHop, Party, Policy, Settings, TagBucket, Tagged, hop, ports, shared,
+    Fragment, FragmentKey, NextHop, Party, Policy, Settings, TagBucket, Tagged, hop, shared, sieve,
     tag,
 };
 use lb_common::verdict::Action;
-use lb_common::{Be16, Verdict, Word};
+use lb_common::{Address, Be16, Verdict, Word};
 use lb_ebpf::steer::Attribution;
 use lb_ebpf::{Displaced, Hop, Memory, Packet, Room, RouteQuery, Shape, Tables, Wire, connections};
 
@@ -87,7 +87,7 @@ pub struct HostTables {
     backends: HashMap<u32, Backend>,
     sequences: HashMap<u32, Sequence>,
     policies: HashMap<u32, Policy>,
-    ports: BTreeMap<u32, u64>,
+    sieve: BTreeMap<u32, u64>,
     headroom: usize,
     tags: Vec<TagBucket>,
     connections: Vec<Connection>,
@@ -127,7 +127,7 @@ impl HostTables {
             policies: (world.services.iter())
                 .map(|service| (service.number, service.policy))
                 .collect(),
-            ports: world.ports(),
+            sieve: world.sieve(),
             headroom: world.headroom,
             tags: many(world.settings.tag_buckets),
             connections: many(world.settings.tag_buckets * tag::WORDS),
@@ -264,9 +264,9 @@ impl Tables for HostTables {
         self.endpoints.get(endpoint).copied()
     }
 
-    fn port(&self, first: u32, port: Be16) -> bool {
-        let (word, bit) = ports::place(first, port.get());
-        self.ports.get(&word).is_some_and(|word| word & bit != 0)
+    fn may_have(&self, first: u32, address: &Address, port: Be16) -> bool {
+        let (word, bit) = sieve::place(first, address, port);
+        self.sieve.get(&word).is_some_and(|word| word & bit != 0)
     }
 
     fn policy(&self, service: u32) -> Policy {

@@ -25,7 +25,7 @@ use bytemuck::{bytes_of, cast, pod_read_unaligned};
 use lb_common::Action;
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, DropKey, Endpoint, FlowKey, Fragment, FragmentKey, Party,
-    Policy, Settings, Tagged, Traffic, forward, ports, sequence, shared, tag,
+    Policy, Settings, Tagged, Traffic, forward, sequence, shared, sieve, tag,
 };
 use lb_common::verdict::{VERDICT_SLOTS, Verdict};
 
@@ -226,7 +226,7 @@ struct Load {
     /// How many of them are the current world's.
     turning: usize,
     policies: Array<MapData, PolicyBytes>,
-    ports: Array<MapData, u64>,
+    sieve: Array<MapData, u64>,
     affinities: HashMap<MapData, AffinityKeyBytes, AffinityBytes>,
     shared: Array<MapData, u32>,
     displaced: PerCpuArray<MapData, u64>,
@@ -308,7 +308,7 @@ impl Load {
             handed_over: Vec::new(),
             turning: 0,
             policies: take(&mut program, "POLICIES")?,
-            ports: take(&mut program, "PORTS")?,
+            sieve: take(&mut program, "SIEVE")?,
             affinities: take(&mut program, "AFFINITIES")?,
             shared: take(&mut program, "SHARED")?,
             displaced: take(&mut program, "DISPLACED")?,
@@ -380,11 +380,11 @@ impl Load {
                 0,
             )?;
         }
-        let words = world.ports();
-        for word in 0..ports::WORDS {
+        let words = world.sieve();
+        for word in 0..sieve::WORDS {
             let wanted = words.get(&word).copied().unwrap_or(0);
-            if self.ports.get(&word, 0)? != wanted {
-                self.ports.set(word, wanted, 0)?;
+            if self.sieve.get(&word, 0)? != wanted {
+                self.sieve.set(word, wanted, 0)?;
             }
         }
         for service in &world.services {

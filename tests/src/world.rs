@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use lb_common::abi::{
     Backend, DropKey, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Party, Policy, Settings, TCP,
-    Traffic, backend, forward, ports, role,
+    Traffic, backend, forward, role, sieve,
 };
 use lb_common::flow::{ESTABLISHED, ONE_WAY, twin, twin_key};
 use lb_common::{Action, Address, Be16, Verdict};
@@ -170,17 +170,17 @@ impl World {
         self
     }
 
-    /// The `PORTS` table as the controller would write it: words that are not
+    /// The `SIEVE` table as the controller would write it: words that are not
     /// zero.
-    pub fn ports(&self) -> BTreeMap<u32, u64> {
+    pub fn sieve(&self) -> BTreeMap<u32, u64> {
         let mut words = BTreeMap::new();
         for (endpoint, party) in self.endpoints() {
             for (role, first) in [
-                (role::SERVICE, ports::SERVICES),
-                (role::BACKEND, ports::BACKENDS),
+                (role::SERVICE, sieve::SERVICES),
+                (role::BACKEND, sieve::BACKENDS),
             ] {
                 if party.roles & role != 0 {
-                    let (word, bit) = ports::place(first, endpoint.port.get());
+                    let (word, bit) = sieve::place(first, &endpoint.address, endpoint.port);
                     *words.entry(word).or_default() |= bit;
                 }
             }

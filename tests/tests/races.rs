@@ -10,7 +10,7 @@ use lb_common::abi::{
     FragmentKey, NextHop, Party, Policy, Settings, TCP, TagBucket, Tagged, forward,
 };
 use lb_common::flow::{BACKEND_FIN, CLIENT_FIN, ESTABLISHED};
-use lb_common::{Be16, Verdict, Word};
+use lb_common::{Address, Be16, Verdict, Word};
 use lb_ebpf::steer::Attribution;
 use lb_ebpf::{Displaced, Hop, Memory, RouteQuery, Shape, Tables, connections};
 use tests::frame::{Frame, key, tcp};
@@ -237,7 +237,7 @@ asked_of_the_tables! {
     fn settings() -> Settings;
     fn now() -> u32;
     fn party(endpoint: &Endpoint) -> Option<Party>;
-    fn port(first: u32, port: Be16) -> bool;
+    fn may_have(first: u32, address: &Address, port: Be16) -> bool;
     fn policy(service: u32) -> Policy;
     fn slots(service: u32) -> u32;
     fn slot(service: u32, place: u32) -> Option<u64>;

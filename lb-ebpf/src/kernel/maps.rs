@@ -17,8 +17,8 @@ use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{
     Affinity, AffinityKey, AnswerBucket, Backend, Connection, DropKey, Endpoint, Fragment,
-    FragmentKey, NextHop, Party, Policy, Settings, TagBucket, Tagged, Traffic, hop, ports,
-    sequence, shared,
+    FragmentKey, NextHop, Party, Policy, Settings, TagBucket, Tagged, Traffic, hop, sequence,
+    shared, sieve,
 };
 use lb_common::verdict::{Action, VERDICT_SLOTS, Verdict};
 use lb_common::{Address, Be16, Word};
@@ -37,7 +37,7 @@ static POLICIES: Array<Policy, 1024> = Array::new();
 #[btf_map]
 static AFFINITIES: LruHashMap<AffinityKey, Affinity, 1024> = LruHashMap::new();
 #[btf_map]
-static PORTS: Array<u64, { ports::WORDS as usize }> = Array::new();
+static SIEVE: Array<u64, { sieve::WORDS as usize }> = Array::new();
 #[btf_map]
 static TAGS: Array<TagBucket, 64, MAPPED> = Array::new();
 #[btf_map]
@@ -241,9 +241,9 @@ impl Tables for KernelTables<'_> {
     }
 
     #[inline(always)]
-    fn port(&self, first: u32, port: Be16) -> bool {
-        let (word, bit) = ports::place(first, port.get());
-        PORTS.get(word).is_some_and(|word| word & bit != 0)
+    fn may_have(&self, first: u32, address: &Address, port: Be16) -> bool {
+        let (word, bit) = sieve::place(first, address, port);
+        SIEVE.get(word).is_some_and(|word| word & bit != 0)
     }
 
     #[inline(always)]
