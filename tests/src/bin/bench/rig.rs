@@ -194,7 +194,12 @@ impl Rig {
             let Some(tags) = self.table.tags(bucket) else {
                 continue;
             };
-            for word in tags.tags() {
+            for (way, word) in (0..).zip(tags.tags()) {
+                // As if it were being written: what an earlier connection has left
+                // there is not to be found.
+                if let Some(entry) = self.table.connection(bucket * tag::WORDS + way) {
+                    entry.life.store(1 << 32);
+                }
                 random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                 word.store(random & tag::HASH | tag::ESTABLISHED);
             }
