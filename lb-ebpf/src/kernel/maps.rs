@@ -384,12 +384,11 @@ impl Tables for KernelTables<'_> {
     #[inline(always)]
     fn epoch(&self) -> u32 {
         let word = |place| SHARED.get(place).copied().unwrap_or(0);
-        shared::epoch(
-            self.now(),
-            word(shared::CHANGES),
-            word(shared::VOUCHED),
-            self.settings().refresh_ticks,
-        )
+        let now = self.now();
+        // In this order: who vouches has counted first.
+        let vouched = word(shared::VOUCHED);
+        let changes = word(shared::CHANGES);
+        shared::epoch(now, changes, vouched, self.settings().refresh_ticks)
     }
 
     #[inline(always)]
