@@ -7,10 +7,10 @@
 //! time since boot: they start at `INITIAL_JIFFIES`, `(u32)(-300 * HZ)`, so
 //! that the 32-bit counter wraps five minutes after boot and bugs show early.
 //!
-//! The estimate is a few ticks off (the counter and the clock do not start at
-//! the very same moment). It serves to tell how many seconds a flow has been
-//! idle, and for nothing finer. In a time namespace with an offset of its own
-//! the clock, and so the estimate, is wrong by that offset.
+//! The estimate is some ticks ahead: the clock runs before the counter does, a
+//! quarter of a second on some machines, and then they keep step. It serves to tell
+//! how many seconds a flow has been idle, and for nothing finer. In a time namespace
+//! with an offset of its own the clock, and so the estimate, is wrong by that offset.
 
 use std::time::Duration;
 
@@ -50,12 +50,13 @@ fn hz(tick_nanoseconds: u32) -> u32 {
 
 /// The low 32 bits of the counter at a time since boot.
 fn ticks_at(ticks_per_second: u32, since_boot: Duration) -> u32 {
-    let hz = u64::from(ticks_per_second);
-    let whole = since_boot.as_secs().wrapping_mul(hz);
-    let part = u64::from(since_boot.subsec_nanos()) * hz / u64::from(NANOSECONDS);
+    // The kernel counts ticks of whole nanoseconds (`TICK_NSEC`): at 300 Hz a second
+    // has a little more than 300 of them.
+    let tick = (NANOSECONDS + ticks_per_second / 2) / ticks_per_second.max(1);
+    let ticks = since_boot.as_nanos() / u128::from(tick.max(1));
     let initial = 300_u32.wrapping_mul(ticks_per_second).wrapping_neg();
     // The low 32 bits are all there is to compare with: the rest is dropped.
-    initial.wrapping_add(whole.wrapping_add(part) as u32)
+    initial.wrapping_add(ticks as u32)
 }
 
 #[cfg(test)]
@@ -91,6 +92,9 @@ mod tests {
             ticks_at(1000, days_50 + ms(300_000)),
             (4_320_000_000_u64 % (1 << 32)) as u32
         );
+        // After 100 days 259 more than 300 a second.
+        let days_100 = Duration::from_secs(100 * 86_400);
+        assert_eq!(ticks_at(300, days_100), 100 * 86_400 * 300 + 259 - 90_000);
     }
 
     #[test]
