@@ -464,8 +464,7 @@ pub mod shared {
     ///
     /// While the controller vouches for it, an epoch lasts from one change to the
     /// next; otherwise it lasts one kernel tick. Nobody vouches for longer than
-    /// `longest` ticks ahead: it is no time that lies so far off, but one that was
-    /// never written.
+    /// `longest` ticks ahead: what seems to lie farther off is past.
     #[inline(always)]
     pub const fn epoch(now: u32, changes: u32, vouched: u32, longest: u32) -> u32 {
         if vouched.wrapping_sub(now).wrapping_sub(1) < longest {

@@ -1,6 +1,6 @@
 //! The XDP programs: the data path of `lb_ebpf` on the kernel's packets and maps.
 //!
-//! There are two of them, of which one is loaded: `lb_frags` takes frames that
+//! There are two of them, of which one is attached: `lb_frags` takes frames that
 //! are longer than a page as well, which some drivers hand over in pieces
 //! (kernel 5.18), and pays for it by asking the kernel how long each one is.
 
@@ -16,6 +16,7 @@
 mod kernel;
 
 use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::helpers::bpf_jiffies64;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::debug;
@@ -34,6 +35,14 @@ pub fn lb(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn lb_frags(ctx: XdpContext) -> u32 {
     run(&ctx, XdpPacket::<true>(&ctx))
+}
+
+/// The kernel's tick counter, its low 32 bits: by it the controller sets its clock.
+/// It is run once and never attached.
+#[xdp]
+pub fn lb_ticks(_: XdpContext) -> u32 {
+    // SAFETY: takes nothing and only reads the tick counter.
+    unsafe { bpf_jiffies64() as u32 }
 }
 
 #[inline(always)]

@@ -301,9 +301,15 @@ impl Dataplane {
             .context("the kernel did not take the maps of the XDP program; too little memory for node.max_flows?")?;
         let name = if frags { "lb_frags" } else { "lb" };
         program(&mut ebpf, name)?.load().map_err(refused)?;
+        let ticks = program(&mut ebpf, "lb_ticks")?;
+        ticks.load().map_err(refused)?;
+        let changes = Changes::pinned(folder, ticks)?;
         let mut shared: Array<_, u32> = typed(&mut ebpf, "SHARED", Array::try_from)?;
         if !adopted {
             scatter_ids(&mut ebpf)?;
+            // Of zero it could not be told that nobody wrote it, a second before the
+            // counter comes to it.
+            changes.vouch(changes.now());
             for (word, value) in [(shared::SEED, settings.seed), (shared::FLOWS, sizes.flows)] {
                 shared
                     .set(word, value, 0)
@@ -320,7 +326,7 @@ impl Dataplane {
             sieve: typed(&mut ebpf, "SIEVE", Array::try_from)?,
             displaced: typed(&mut ebpf, "DISPLACED", PerCpuArray::try_from)?,
             table: Arc::new(table),
-            changes: Arc::new(Changes::pinned(folder)?),
+            changes: Arc::new(changes),
             devices: typed(&mut ebpf, "DEVICES", DevMapHash::try_from)?,
             interfaces: typed(&mut ebpf, "INTERFACES", HashMap::try_from)?,
             exits: typed(&mut ebpf, "EXITS", HashMap::try_from)?,
