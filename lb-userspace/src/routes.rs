@@ -10,30 +10,39 @@
 //!
 //! A report is nearly always a reason to ask again; only neighbours are told of
 //! every half minute without any change, so it is remembered what was last heard
-//! of each.
+//! of each ([`heard`]).
+//!
+//! Some reports come before their effect: that of a route which goes is sent before
+//! it is taken out of the table, that of an interface before its routes have gone.
+//! A packet in between would be noted with an old answer in the new epoch, so a
+//! change is counted once more a [`ROUND`] later. And some changes are not reported
+//! at all, such as an MTU that a router has told of, the expiry of what a router has
+//! announced, or how paths are chosen (`fib_multipath_hash_policy`): for their sake
+//! a change is counted every [`UNSEEN`] in any case.
 
-use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::{error, warn};
-use rtnetlink::packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage};
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
-};
+use rtnetlink::packet_route::neighbour::NeighbourMessage;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{Socket, SocketAddr};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use thiserror::Error;
 
 use crate::dataplane::Changes;
 use crate::host;
+
+mod heard;
+
+use heard::Heard;
 
 /// How long it waits at most before it vouches again.
 const ROUND: Duration = Duration::from_millis(100);
@@ -41,6 +50,13 @@ const ROUND: Duration = Duration::from_millis(100);
 /// For how long it vouches at a time; less than the second that the data path
 /// takes for the most.
 const VOUCHED: Duration = Duration::from_millis(750);
+
+/// How long a change may go unnoticed of which nobody tells.
+const UNSEEN: Duration = Duration::from_secs(10);
+
+/// How long it rests when it has counted a change: in a flood of reports flows ask
+/// again once in a while, and not for every report.
+const REST: Duration = Duration::from_millis(1);
 
 /// What is listened to (`RTNLGRP_*`, linux/rtnetlink.h).
 const GROUPS: [u32; 11] = [
@@ -63,9 +79,6 @@ const QUEUE: usize = 1 << 20;
 
 /// Reports that come together are one change; so many at most.
 const BATCH: usize = 256;
-
-/// The most neighbours that are remembered; every report of another is a change.
-const NEIGHBOURS: usize = 65_536;
 
 /// No netlink socket, or no thread.
 #[derive(Debug, Error)]
@@ -92,12 +105,12 @@ impl Drop for Routes {
 impl Routes {
     /// Listens from now on, in the calling thread's network namespace.
     pub fn listen(changes: Arc<Changes>) -> Result<Self, RoutesError> {
-        let socket = subscribe()?;
+        let listener = Listener::begin(QUEUE)?;
         let ended = Arc::new(AtomicBool::new(false));
         let end = Arc::clone(&ended);
         let thread = thread::Builder::new()
             .name("routes".into())
-            .spawn(move || attend(socket, &changes, &end))?;
+            .spawn(move || attend(listener, &changes, &end))?;
         Ok(Self {
             ended,
             thread: Some(thread),
@@ -105,43 +118,35 @@ impl Routes {
     }
 }
 
-fn subscribe() -> io::Result<Socket> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind(&SocketAddr::new(0, 0))?;
-    socket.set_non_blocking(true)?;
-    socket.set_rx_buf_sz(QUEUE)?;
-    for group in GROUPS {
-        socket.add_membership(group)?;
-    }
-    Ok(socket)
-}
-
-fn attend(socket: Socket, changes: &Changes, end: &AtomicBool) {
-    let hz = host::ticks_per_second();
-    let vouched = u32::try_from(VOUCHED.as_millis()).unwrap_or(0) * hz / 1000;
-    let mut heard = Heard::default();
-    let mut buffer = Vec::with_capacity(1 << 16);
+fn attend(mut listener: Listener, changes: &Changes, end: &AtomicBool) {
+    let vouched = u32::try_from(VOUCHED.as_millis()).unwrap_or(0) * host::ticks_per_second() / 1000;
     // What happened before it listened.
     changes.count();
+    let mut due = Instant::now() + ROUND;
     while !end.load(Ordering::Acquire) {
-        match drain(&socket, &mut buffer, &mut heard) {
-            Ok(true) => changes.count(),
-            Ok(false) => {}
-            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
-                heard = Heard::default();
-                changes.count();
-            }
+        // Vouched is from before it looked: what comes while it is held up it has
+        // not seen.
+        let now = changes.now();
+        let changed = match listener.look() {
+            Ok(changed) => changed,
             Err(error) => {
                 error!(
                     "cannot hear of changed routes any more: {error}; packets go on, but each flow asks for its way again and again until lb is restarted"
                 );
                 break;
             }
+        };
+        if changed || Instant::now() >= due {
+            changes.count();
+            due = Instant::now() + if changed { ROUND } else { UNSEEN };
         }
-        changes.vouch(host::ticks_now(hz).wrapping_add(vouched));
-        wait(&socket);
+        changes.vouch(now.wrapping_add(vouched));
+        if changed {
+            thread::sleep(REST);
+        }
+        wait(&listener.socket);
     }
-    changes.vouch(host::ticks_now(hz));
+    changes.vouch(changes.now());
 }
 
 /// Waits for a report, one round at most.
@@ -156,214 +161,145 @@ fn wait(socket: &Socket) {
     }
 }
 
-/// Reads what waits, a bounded number of reports; whether one of them is a change.
-fn drain(socket: &Socket, buffer: &mut Vec<u8>, heard: &mut Heard) -> io::Result<bool> {
-    let mut changed = false;
-    for _ in 0..BATCH {
-        buffer.clear();
-        match socket.recv(buffer, 0) {
-            Ok(_) => changed |= heard.changes(buffer),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(changed)
+/// A socket on which reports come, and what was heard.
+struct Listener {
+    socket: Socket,
+    buffer: Vec<u8>,
+    /// How many reports it reads at a time.
+    batch: usize,
+    heard: Heard,
 }
 
-/// What was last heard of each neighbour: its link address, if it has one that
-/// counts.
-#[derive(Default)]
-struct Heard {
-    neighbours: HashMap<(u32, IpAddr), Option<Vec<u8>>>,
-}
-
-impl Heard {
-    /// Whether one of the reports in a datagram is a change. What cannot be read
-    /// may be one.
-    fn changes(&mut self, datagram: &[u8]) -> bool {
-        let mut rest = datagram;
-        let mut changed = false;
-        while !rest.is_empty() {
-            let length = NetlinkBuffer::new_checked(rest).map(|message| message.length() as usize);
-            let Some(message) = length.ok().and_then(|length| rest.get(..length)) else {
-                return true;
-            };
-            changed |= match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) {
-                Ok(message) => self.is_change(message.payload),
-                Err(_) => true,
-            };
-            // Messages begin at multiples of four bytes (NLMSG_ALIGNTO).
-            rest = rest.get(message.len().next_multiple_of(4)..).unwrap_or(&[]);
+impl Listener {
+    /// So many bytes of reports may wait.
+    fn begin(queue: usize) -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind(&SocketAddr::new(0, 0))?;
+        socket.set_non_blocking(true)?;
+        set_socket_recv_buffer_size_force(&socket, queue)?;
+        for group in GROUPS {
+            socket.add_membership(group)?;
         }
-        changed
-    }
-
-    fn is_change(&mut self, payload: NetlinkPayload<RouteNetlinkMessage>) -> bool {
-        match payload {
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(neighbour)) => {
-                self.hear(&neighbour)
-            }
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelNeighbour(neighbour)) => {
-                self.forget(&neighbour)
-            }
-            _ => true,
-        }
-    }
-
-    fn hear(&mut self, neighbour: &NeighbourMessage) -> bool {
-        let Some(key) = key(neighbour) else {
-            return false;
+        let mut listener = Self {
+            socket,
+            buffer: Vec::with_capacity(1 << 16),
+            batch: BATCH,
+            heard: Heard::default(),
         };
-        if self.neighbours.len() >= NEIGHBOURS && !self.neighbours.contains_key(&key) {
-            return true;
+        listener.ask_for_neighbours()?;
+        Ok(listener)
+    }
+
+    /// Reads what waits, a bounded number of reports; whether there may have been a
+    /// change.
+    ///
+    /// When reports are lost the kernel says so once, and goes on losing them until
+    /// the queue has been empty. So it is not over before that, and then the kernel
+    /// is asked for what may have been missed.
+    fn look(&mut self) -> io::Result<bool> {
+        let mut changed = false;
+        let mut emptied = false;
+        for _ in 0..self.batch {
+            self.buffer.clear();
+            match self.socket.recv(&mut self.buffer, 0) {
+                Ok(_) => changed |= self.heard.changes(&self.buffer),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    emptied = true;
+                    break;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => self.heard.miss(),
+                Err(error) => return Err(error),
+            }
         }
-        let link = link_address(neighbour);
-        self.neighbours.insert(key, link.clone()) != Some(link)
+        changed |= self.heard.missed();
+        if emptied && self.heard.is_to_ask() {
+            self.ask_for_neighbours()?;
+        }
+        Ok(changed)
     }
 
-    fn forget(&mut self, neighbour: &NeighbourMessage) -> bool {
-        let known = key(neighbour).map(|key| self.neighbours.remove(&key));
-        // One that had no link address was of no use to anybody.
-        known.is_some_and(|known| known != Some(None))
+    /// Asks for all neighbours: they come like reports.
+    fn ask_for_neighbours(&mut self) -> io::Result<()> {
+        let question = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+        let mut message = NetlinkMessage::new(NetlinkHeader::default(), question.into());
+        message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        self.heard.ask();
+        self.socket.send(&bytes, 0).map(drop)
     }
-}
-
-/// The interface and the address of a neighbour; `None` for one of a bridge, or of
-/// a kind that routes do not lead to.
-fn key(neighbour: &NeighbourMessage) -> Option<(u32, IpAddr)> {
-    let address = neighbour
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
-                Some((*address).into())
-            }
-            NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
-                Some((*address).into())
-            }
-            _ => None,
-        });
-    address.map(|address| (neighbour.header.ifindex, address))
-}
-
-/// The link address of a neighbour that packets are sent to (the kernel's
-/// `NUD_VALID`).
-fn link_address(neighbour: &NeighbourMessage) -> Option<Vec<u8>> {
-    let valid = matches!(
-        neighbour.header.state,
-        NeighbourState::Permanent
-            | NeighbourState::Noarp
-            | NeighbourState::Reachable
-            | NeighbourState::Probe
-            | NeighbourState::Stale
-            | NeighbourState::Delay
-    );
-    let address = neighbour
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            NeighbourAttribute::LinkLayerAddress(address) => Some(address.clone()),
-            _ => None,
-        });
-    address.filter(|_| valid)
 }
 
 #[cfg(test)]
 mod tests {
-    use rtnetlink::packet_core::NetlinkHeader;
-    use rtnetlink::packet_route::AddressFamily;
-    use rtnetlink::packet_route::route::RouteMessage;
+    use std::io::Write as _;
+    use std::process::{Command, Stdio};
+
+    use rustix::thread::{UnshareFlags, unshare_unsafe};
 
     use super::*;
 
-    fn report(message: RouteNetlinkMessage) -> Vec<u8> {
-        let mut message = NetlinkMessage::new(NetlinkHeader::default(), message.into());
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        bytes
+    /// Runs commands of `ip` in the calling thread's network namespace.
+    fn ip(commands: &str) {
+        let mut ip = Command::new("ip")
+            .args(["-batch", "-"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("`ip` is there");
+        let mut input = ip.stdin.take().expect("it reads");
+        input.write_all(commands.as_bytes()).expect("it reads all");
+        drop(input);
+        assert!(ip.wait().expect("it ends").success());
     }
 
-    fn neighbour(host: u8, state: NeighbourState, link: Option<u8>) -> NeighbourMessage {
-        let mut message = NeighbourMessage::default();
-        message.header.family = AddressFamily::Inet;
-        message.header.ifindex = 7;
-        message.header.state = state;
-        let address = NeighbourAddress::Inet([10, 0, 0, host].into());
-        message.attributes = vec![NeighbourAttribute::Destination(address)];
-        message
-            .attributes
-            .extend(link.map(|byte| NeighbourAttribute::LinkLayerAddress(vec![byte; 6])));
-        message
+    /// Looks until nothing waits; whether anything was a change.
+    fn settle(listener: &mut Listener) -> bool {
+        let mut changed = false;
+        for _ in 0..10_000 {
+            changed |= listener.look().expect("it hears");
+        }
+        changed
     }
 
     #[test]
-    fn of_a_neighbour_only_another_link_address_is_a_change() {
-        use NeighbourState::{Delay, Failed, Incomplete, Probe, Reachable, Stale};
-        let mut heard = Heard::default();
-        let table = [
-            (Incomplete, None, true),
-            (Reachable, Some(1), true),
-            (Stale, Some(1), false),
-            (Delay, Some(1), false),
-            (Probe, Some(1), false),
-            (Reachable, Some(2), true),
-            (Failed, Some(2), true),
-            (Failed, None, false),
-            (Reachable, Some(2), true),
-        ];
-        for (state, link, change) in table {
-            let message = RouteNetlinkMessage::NewNeighbour(neighbour(1, state, link));
-            assert_eq!(
-                heard.changes(&report(message)),
-                change,
-                "{state:?} {link:?}"
+    fn what_is_lost_after_the_kernel_said_that_reports_are_lost_is_a_change() {
+        let lost = thread::spawn(|| {
+            // SAFETY: only the network namespace is unshared; file descriptors, of
+            // which the function warns, stay as they are.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.expect("these tests need root");
+            let mut listener = Listener::begin(4096).expect("there is netlink");
+            listener.batch = 1;
+            ip(
+                "link add one type veth peer name other\nlink set one up\nlink set other up\n\
+                addr add 10.0.0.1/24 dev one\n",
             );
-        }
-        let gone = || report(RouteNetlinkMessage::DelNeighbour(neighbour(1, Stale, None)));
-        assert!(heard.changes(&gone()), "it had a link address");
-        let failed = RouteNetlinkMessage::NewNeighbour(neighbour(1, Failed, None));
-        heard.changes(&report(failed));
-        assert!(!heard.changes(&gone()), "it had none");
-        assert!(heard.neighbours.is_empty());
-    }
+            let neighbour = "neigh replace 10.0.0.2 lladdr 02:00:00:00:00:02 dev one nud";
+            ip(&format!("{neighbour} stale\n"));
+            settle(&mut listener);
+            // The links' own reports come a moment later.
+            thread::sleep(ROUND);
+            settle(&mut listener);
+            assert!(!settle(&mut listener));
 
-    #[test]
-    fn one_change_among_several_reports_of_a_datagram_is_seen() {
-        let mut heard = Heard::default();
-        let same = || {
-            let message = neighbour(1, NeighbourState::Reachable, Some(1));
-            report(RouteNetlinkMessage::NewNeighbour(message))
-        };
-        heard.changes(&same());
-        assert!(!heard.changes(&[same(), same()].concat()));
-        let route = report(RouteNetlinkMessage::NewRoute(RouteMessage::default()));
-        assert!(heard.changes(&[same(), route, same()].concat()));
-    }
-
-    #[test]
-    fn what_cannot_be_read_may_be_a_change() {
-        let mut heard = Heard::default();
-        let message = neighbour(1, NeighbourState::Reachable, Some(1));
-        let report = report(RouteNetlinkMessage::NewNeighbour(message));
-        heard.changes(&report);
-        assert!(heard.changes(&report[..report.len() - 5]), "cut off");
-        assert!(heard.changes(&[0; 3]), "no header");
-        assert!(heard.changes(&[0; 16]), "a length of zero");
-        assert!(!heard.changes(&report));
-    }
-
-    #[test]
-    fn so_many_neighbours_are_remembered_and_no_more() {
-        let mut heard = Heard::default();
-        for number in 0..NEIGHBOURS {
-            let address = std::net::Ipv4Addr::from_bits(number as u32);
-            heard.neighbours.insert((7, address.into()), None);
-        }
-        let message = || neighbour(1, NeighbourState::Reachable, Some(1));
-        assert!(heard.hear(&message()));
-        assert!(heard.hear(&message()));
-        assert_eq!(heard.neighbours.len(), NEIGHBOURS);
+            // Many reports, none of which is a change: not all fit.
+            let again = format!("{neighbour} reachable\n{neighbour} stale\n");
+            ip(&again.repeat(100));
+            assert!(listener.look().expect("it hears"));
+            assert!(listener.heard.missed());
+            // The socket is still full: nobody is told of this.
+            ip("route add 10.1.0.0/24 via 10.0.0.2\n");
+            let mut last = false;
+            let mut looks = 0;
+            while listener.heard.missed() && looks < 10_000 {
+                last = listener.look().expect("it hears");
+                looks += 1;
+            }
+            assert!(looks > 1, "there were more reports");
+            assert!(!listener.heard.missed());
+            last
+        });
+        assert!(lost.join().expect("it does not panic"));
     }
 }
