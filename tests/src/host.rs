@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 
 use anyhow::{Result, ensure};
 use bytemuck::Zeroable;
@@ -74,6 +75,9 @@ impl Packet for HostPacket {
     }
 }
 
+/// What the routing table says; and what happens meanwhile to the tables.
+pub type Routing = Rc<dyn Fn(&HostTables, &mut RouteQuery) -> Result<Hop, Verdict>>;
+
 struct Sequence {
     slots: Vec<u64>,
     cursor: Cell<u64>,
@@ -98,6 +102,8 @@ pub struct HostTables {
     hops: Vec<NextHop>,
     changes: Cell<u32>,
     vouched: Cell<u32>,
+    routing: RefCell<Routing>,
+    asked: Cell<u32>,
     fragments: RefCell<BTreeMap<FragmentKey, Fragment>>,
     fresh_ids: RefCell<HashMap<u32, u32>>,
     interfaces: BTreeMap<Tagged, u32>,
@@ -138,6 +144,8 @@ impl HostTables {
             hops: many(hop::PLACES),
             changes: Cell::new(0),
             vouched: Cell::new(0),
+            routing: RefCell::new(Rc::new(|_, query| network::hop(query))),
+            asked: Cell::new(0),
             fragments: RefCell::default(),
             fresh_ids: RefCell::default(),
             interfaces: network::interfaces(),
@@ -150,6 +158,36 @@ impl HostTables {
     /// Sets the clock.
     pub fn set_now(&self, ticks: u32) {
         self.now.set(ticks);
+    }
+
+    /// Counts a change on which what flows have noted depends.
+    pub fn count_change(&self) {
+        self.changes.set(self.changes.get().wrapping_add(1));
+    }
+
+    /// Vouches until then for counting every change.
+    pub fn vouch(&self, until: u32) {
+        self.vouched.set(until);
+    }
+
+    /// The routing table says something else from now on.
+    pub fn route_by(
+        &self,
+        routing: impl Fn(&Self, &mut RouteQuery) -> Result<Hop, Verdict> + 'static,
+    ) {
+        *self.routing.borrow_mut() = Rc::new(routing);
+    }
+
+    /// How often the routing table was asked.
+    pub fn asked(&self) -> u32 {
+        self.asked.get()
+    }
+
+    /// Marks a backend, or takes marks away; the change is not counted.
+    pub fn mark(&mut self, backend: u32, flags: u8) {
+        if let Some(entry) = self.backends.get_mut(&backend) {
+            entry.flags = flags;
+        }
     }
 
     /// Gives a service another sequence, from its beginning.
@@ -373,7 +411,9 @@ impl Tables for HostTables {
     }
 
     fn next_hop(&self, query: &mut RouteQuery, hop: &mut Hop) -> Result<(), Verdict> {
-        *hop = network::hop(query)?;
+        self.asked.set(self.asked.get() + 1);
+        let routing = Rc::clone(&self.routing.borrow());
+        *hop = routing(self, query)?;
         Ok(())
     }
 
@@ -452,6 +492,7 @@ pub struct Host {
     tables: HostTables,
     /// As in the kernel, what an earlier packet has left is still in it.
     room: Box<Room>,
+    vouched: bool,
 }
 
 impl Host {
@@ -460,6 +501,18 @@ impl Host {
         Self {
             tables: HostTables::new(&World::empty()),
             room: room(),
+            vouched: false,
+        }
+    }
+
+    /// The same, where somebody vouches for counting every change: flows go by what
+    /// they have noted of their way. Otherwise they never do, because the epoch of
+    /// the tick at which the clock stands, 0, is also that of entries that were never
+    /// written.
+    pub fn vouched() -> Self {
+        Self {
+            vouched: true,
+            ..Self::new()
         }
     }
 
@@ -478,6 +531,9 @@ impl Default for Host {
 impl Side for Host {
     fn begin(&mut self, world: &World) -> Result<()> {
         self.tables = HostTables::new(world);
+        if self.vouched {
+            self.tables.vouch(1);
+        }
         Ok(())
     }
 

@@ -17,6 +17,12 @@ fn the_host_does_what_the_cases_say() -> Result<()> {
 }
 
 #[test]
+fn flows_that_know_their_way_do_what_the_cases_say() -> Result<()> {
+    let mut host = Host::vouched();
+    report("host", all().iter().map(|case| run(case, &mut host)))
+}
+
+#[test]
 fn the_kernel_does_what_the_cases_say() -> Result<()> {
     in_namespace(|| {
         let mut kernel = Kernel::default();
