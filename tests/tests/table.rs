@@ -113,6 +113,7 @@ fn empty(memory: &SharedMemory, filled: &Filled) {
             &mut back
         ));
         assert_eq!(there.place, back.place);
+        there.spread = 0;
         assert_eq!(back, twin(key, &there));
         assert!(connections::remove(memory, there.place, there.life.version));
         assert!(!connections::of_client(memory, key, &mut there));
