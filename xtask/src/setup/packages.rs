@@ -28,7 +28,7 @@ const fn package(name: &'static str, command: &'static str, reason: &'static str
     }
 }
 
-const PACKAGES: [Package; 12] = [
+const PACKAGES: [Package; 14] = [
     package(
         "iproute2",
         "ip",
@@ -49,6 +49,12 @@ const PACKAGES: [Package; 12] = [
     package("curl", "curl", "real requests, one connection each"),
     package("wrk", "wrk", "requests at a high rate"),
     package("iperf3", "iperf3", "bulk transfers over TCP and UDP"),
+    package(
+        "nftables",
+        "nft",
+        "the kernel's own address translation, to compare with",
+    ),
+    package("haproxy", "haproxy", "a proxy, to compare with"),
     package("tcpdump", "tcpdump", "what is really on the wire"),
     package(
         "python3-scapy",
