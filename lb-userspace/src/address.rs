@@ -27,6 +27,7 @@
 //! No gratuitous ARP is sent here: on a lone balancer nobody else held the
 //! address; a pair announces when an address moves, which is its own concern.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 
@@ -145,13 +146,17 @@ impl Addresses {
     pub async fn list(&self) -> Result<Vec<Listed>, AddressError> {
         let mut messages = self.handle.address().get().execute();
         let mut listed = Vec::new();
+        let mut names = BTreeMap::new();
         let failed = |error| AddressError::List(into_io(error));
         while let Some(message) = messages.try_next().await.map_err(failed)? {
+            let index = message.header.index;
+            let name = names
+                .entry(index)
+                .or_insert_with(|| host::interface_name(index).ok());
             // An interface that vanished since has no addresses any more.
-            let Ok(interface) = host::interface_name(message.header.index) else {
-                continue;
-            };
-            listed.extend(listed_from(&message, interface));
+            if let Some(interface) = name.clone() {
+                listed.extend(listed_from(&message, interface));
+            }
         }
         Ok(listed)
     }
@@ -159,19 +164,18 @@ impl Addresses {
     /// Puts `address` on `interface`, unless the host has it, on whichever
     /// interface and with whatever prefix.
     pub async fn add(&self, interface: &str, address: IpAddr) -> Result<Added, AddressError> {
-        let index = host::ifindex(interface)?;
-        if let Some(there) = self
-            .list()
-            .await?
-            .iter()
-            .find(|there| there.address == address)
-        {
-            return Ok(if there.ours {
-                Added::Ours
-            } else {
-                Added::AlreadyThere
-            });
+        let listed = self.list().await?;
+        match listed.iter().find(|there| there.address == address) {
+            Some(there) if there.ours => Ok(Added::Ours),
+            Some(_) => Ok(Added::AlreadyThere),
+            None => self.add_new(interface, address).await,
         }
+    }
+
+    /// Puts an address that is not in the list ([`Self::list`]) on `interface`:
+    /// who adds many of them reads the list once.
+    pub async fn add_new(&self, interface: &str, address: IpAddr) -> Result<Added, AddressError> {
+        let index = host::ifindex(interface)?;
         let mut request = self
             .handle
             .address()

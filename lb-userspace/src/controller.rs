@@ -152,7 +152,11 @@ impl Controller {
             neighbours,
             journal,
         } = aides;
-        let tables = dataplane.read()?;
+        let tables = if adopted {
+            dataplane.read()?
+        } else {
+            Tables::default()
+        };
         let collector = Collector::start(dataplane.table(), config.timeouts)?;
         let routes = Routes::listen(dataplane.changes())?;
         Ok(Self {
@@ -218,9 +222,10 @@ impl Controller {
         // Before the tables change: a backend that they do not know yet is one that
         // nobody has judged.
         let targets = self.targets(&config, &overrides);
-        for change in reconcile::diff(&self.tables, &plan.tables) {
-            self.dataplane.apply(&change)?;
-            self.tables.apply(&change);
+        let changes = reconcile::diff(&self.tables, &plan.tables);
+        for step in reconcile::steps(&changes) {
+            self.dataplane.apply_step(step)?;
+            step.iter().for_each(|change| self.tables.apply(change));
         }
         self.checker.reconcile(targets);
         self.lingering = lingering;

@@ -17,8 +17,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow, bail};
 use aya::maps::{
-    Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap,
-    xdp::DevMapHash,
+    Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, xdp::DevMapHash,
 };
 use aya::programs::links::FdLink;
 use aya::programs::{ProgramError, Xdp};
@@ -28,7 +27,7 @@ use bytemuck::{bytes_of, pod_read_unaligned};
 use lb_common::abi::{
     ABI_VERSION, ANSWER_WAYS, Affinity, AffinityKey, AnswerBucket, Backend, Connection, DropKey,
     Endpoint, Fragment, FragmentKey, NextHop, Party, Policy, Settings, TagBucket, Tagged, Traffic,
-    backend, hop, role, sequence, shared, sieve, tag,
+    backend, hop, role, shared, sieve, tag,
 };
 
 use lb_ebpf::Displaced;
@@ -42,6 +41,7 @@ mod counts;
 mod handover;
 mod links;
 mod pins;
+mod sequences;
 
 pub use changes::Changes;
 pub use connections::Table;
@@ -50,6 +50,7 @@ pub use links::{AttachError, Came, Carried, Mode, linked};
 pub use pins::{Lock, discard, lock, occupied, probe};
 
 use pins::adopt;
+use sequences::Sequences;
 
 /// The XDP program, built with this crate; needs no toolchain where it runs.
 pub static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf.o"));
@@ -83,9 +84,6 @@ const PINNED: [(&str, usize, usize); 22] = [
     ("INTERFACES", size_of::<Tagged>(), 4),
     ("EXITS", 4, size_of::<Tagged>()),
 ];
-
-/// `BPF_F_INNER_MAP`: arrays of any length may stand in the map of maps.
-const INNER_MAP: u32 = 1 << 12;
 
 /// The most reasons for drops that are told apart by service and backend.
 const DROP_KEYS: u32 = 16_384;
@@ -177,7 +175,7 @@ pub struct Dataplane {
     links: BTreeMap<String, Attached>,
     endpoints: HashMap<MapData, [u8; 24], [u8; 8]>,
     backends: Array<MapData, [u8; 24]>,
-    sequences: ArrayOfMaps<MapData, Array<MapData, u64>>,
+    sequences: Sequences,
     policies: Array<MapData, [u8; 8]>,
     sieve: Array<MapData, u64>,
     displaced: PerCpuArray<MapData, u64>,
@@ -321,7 +319,7 @@ impl Dataplane {
         Ok(Self {
             endpoints: typed(&mut ebpf, "ENDPOINTS", HashMap::try_from)?,
             backends: typed(&mut ebpf, "BACKENDS", Array::try_from)?,
-            sequences: typed(&mut ebpf, "SEQUENCES", ArrayOfMaps::try_from)?,
+            sequences: Sequences::of(&mut ebpf)?,
             policies: typed(&mut ebpf, "POLICIES", Array::try_from)?,
             sieve: typed(&mut ebpf, "SIEVE", Array::try_from)?,
             displaced: typed(&mut ebpf, "DISPLACED", PerCpuArray::try_from)?,
@@ -403,7 +401,11 @@ impl Dataplane {
             .into_iter()
             .filter(|&service| service < self.sizes.services)
         {
-            if let Some(slots) = self.sequence(service)?.filter(|slots| !slots.is_empty()) {
+            if let Some(slots) = self
+                .sequences
+                .get(service)?
+                .filter(|slots| !slots.is_empty())
+            {
                 tables.sequences.insert(service, slots);
             }
             let policy = self
@@ -418,28 +420,19 @@ impl Dataplane {
         Ok(tables)
     }
 
-    fn sequence(&self, service: u32) -> anyhow::Result<Option<Vec<u64>>> {
-        let words = match self.sequences.get(&service, 0) {
-            Ok(words) => words,
-            Err(MapError::KeyNotFound) => return Ok(None),
-            Err(error) => return Err(error).context("cannot read a sequence"),
-        };
-        let length = words
-            .get(&sequence::LENGTH, 0)
-            .context("cannot read a sequence's length")?;
-        let length = u32::try_from(length).unwrap_or(0).min(sequence::MAX_LENGTH);
-        (0..length)
-            .map(|slot| {
-                words
-                    .get(&(sequence::FIRST + slot), 0)
-                    .context("cannot read a slot")
-            })
-            .collect::<anyhow::Result<Vec<u64>>>()
-            .map(Some)
-    }
-
     /// Makes one change in the kernel. Doing it twice is harmless.
     pub fn apply(&mut self, change: &Change) -> anyhow::Result<()> {
+        self.apply_step(std::slice::from_ref(change))
+    }
+
+    /// Makes the changes of one of [`reconcile::steps`](crate::reconcile::steps).
+    /// Doing it twice is harmless.
+    pub fn apply_step(&mut self, step: &[Change]) -> anyhow::Result<()> {
+        self.sequences.exchange(step)?;
+        step.iter().try_for_each(|change| self.write(change))
+    }
+
+    fn write(&mut self, change: &Change) -> anyhow::Result<()> {
         match change {
             Change::SetBackend {
                 number,
@@ -463,10 +456,8 @@ impl Dataplane {
                 .backends
                 .set(*number, [0; 24], 0)
                 .context("cannot remove a backend"),
-            Change::SetSequence { service, slots } => self.set_sequence(*service, slots),
-            // There is no way to take a map out of an array of maps through aya;
-            // a sequence without slots is the same to the data path.
-            Change::RemoveSequence { service } => self.set_sequence(*service, &[]),
+            // The whole step's were exchanged at once.
+            Change::SetSequence { .. } | Change::RemoveSequence { .. } => Ok(()),
             Change::SetPolicy { service, policy } => {
                 let value: [u8; 8] = bytemuck::cast(*policy);
                 self.policies
@@ -563,26 +554,6 @@ impl Dataplane {
                 .map(|(index, frames)| (index, pod_read_unaligned(&frames)))
                 .collect(),
         ))
-    }
-
-    /// Fills a new map and then puts it in the old one's place: the data path
-    /// sees the one or the other. The kernel's update returns only when no
-    /// program uses the old one any more.
-    fn set_sequence(&mut self, service: u32, slots: &[u64]) -> anyhow::Result<()> {
-        let length = u32::try_from(slots.len()).context("a sequence is too long")?;
-        let mut words = Array::<_, u64>::create(sequence::FIRST + length.max(1), INNER_MAP)
-            .context("cannot make a map for a sequence")?;
-        words
-            .set(sequence::LENGTH, u64::from(length), 0)
-            .context("cannot write a sequence")?;
-        for (place, &slot) in (sequence::FIRST..).zip(slots) {
-            words
-                .set(place, slot, 0)
-                .context("cannot write a sequence")?;
-        }
-        self.sequences
-            .set(service, &words, 0)
-            .context("cannot exchange a sequence")
     }
 }
 

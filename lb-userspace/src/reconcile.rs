@@ -28,7 +28,7 @@ use thiserror::Error;
 use crate::model::{self, Service};
 use crate::schedule::{self, Made, Schedule};
 
-pub use difference::diff;
+pub use difference::{diff, steps};
 
 use numbers::Numbers;
 

@@ -25,7 +25,7 @@ use std::path::Path;
 use log::{info, warn};
 
 use super::{Attachment, Controller, Refusal};
-use crate::address::{Listed, interface_for};
+use crate::address::{Added, Listed, interface_for};
 use crate::config::{Config, Node, XdpMode};
 use crate::dataplane::{self, AttachError, Came, Mode};
 use crate::events::{self, Subject};
@@ -438,12 +438,14 @@ impl Controller {
     pub async fn take_addresses(&mut self) -> anyhow::Result<Vec<(String, IpAddr)>> {
         let mut added = Vec::new();
         let listed = self.addresses.list().await?;
+        let there: BTreeMap<IpAddr, &Listed> =
+            listed.iter().map(|entry| (entry.address, entry)).collect();
         let wanted = self.wanted_addresses();
         self.interfaces
             .homes
             .retain(|address, _| wanted.contains(address));
         for address in wanted {
-            if let Some(entry) = listed.iter().find(|entry| entry.address == address) {
+            if let Some(entry) = there.get(&address) {
                 let home = entry.interface.clone();
                 self.interfaces.homes.insert(address, home);
                 continue;
@@ -455,7 +457,7 @@ impl Controller {
                 );
                 continue;
             };
-            if self.addresses.add(&interface, address).await? == crate::address::Added::Added {
+            if self.addresses.add_new(&interface, address).await? == Added::Added {
                 info!("put {address} on {interface}");
                 added.push((interface.clone(), address));
             }

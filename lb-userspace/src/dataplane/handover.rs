@@ -302,9 +302,8 @@ impl Handover {
         };
         handover.fits(dataplane)?;
         let tables = handover.tables(dataplane)?;
-        for change in reconcile::diff(&Tables::default(), &tables) {
-            dataplane.apply(&change)?;
-        }
+        let changes = reconcile::diff(&Tables::default(), &tables);
+        reconcile::steps(&changes).try_for_each(|step| dataplane.apply_step(step))?;
         handover.counters(dataplane, &tables)?;
         Ok(handover)
     }

@@ -39,6 +39,19 @@ pub fn diff(from: &Tables, to: &Tables) -> Vec<Change> {
     changes
 }
 
+/// The changes in steps, to be made one after the other. Sequences that follow
+/// one another are one step, for they may be exchanged in any order and at the
+/// same time; every other change is one by itself.
+pub fn steps(changes: &[Change]) -> impl Iterator<Item = &[Change]> {
+    let of_sequences = |change: &Change| {
+        matches!(
+            change,
+            Change::SetSequence { .. } | Change::RemoveSequence { .. }
+        )
+    };
+    changes.chunk_by(move |one, next| of_sequences(one) && of_sequences(next))
+}
+
 /// The backends to be written, of those that are `wanted`.
 fn set_backends(
     from: &Tables,
