@@ -239,10 +239,7 @@ async fn start(
     }
     let mut dataplane = opened.dataplane;
     if options.program_log > 0 {
-        let logger = dataplane
-            .logger()
-            .context("cannot read the program's log")?;
-        tokio::spawn(read_log(logger));
+        tokio::spawn(read_log(dataplane.logger()?));
     }
     let controller = Controller::new(
         config,

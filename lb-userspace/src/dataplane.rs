@@ -20,7 +20,6 @@ use aya::maps::{
     Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, xdp::DevMapHash,
 };
 use aya::programs::links::FdLink;
-use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use aya_log::EbpfLogger;
 use bytemuck::{bytes_of, pod_read_unaligned};
@@ -40,15 +39,19 @@ pub mod connections;
 mod counts;
 mod handover;
 mod links;
+mod loading;
 mod pins;
 mod sequences;
 
 pub use changes::Changes;
 pub use connections::Table;
 pub use handover::{Handover, Round};
+pub(crate) use loading::refused;
+
 pub use links::{AttachError, Came, Carried, Mode, linked};
 pub use pins::{Lock, discard, lock, occupied, probe};
 
+use loading::{Loading, named};
 use pins::adopt;
 use sequences::Sequences;
 
@@ -167,9 +170,7 @@ fn lru_reserve() -> u32 {
 
 /// The loaded program and its maps.
 pub struct Dataplane {
-    ebpf: Ebpf,
-    /// The name of the program that is loaded, of the flavours in the object.
-    program: &'static str,
+    program: Loading,
     pin_path: PathBuf,
     sizes: Sizes,
     links: BTreeMap<String, Attached>,
@@ -210,7 +211,9 @@ pub struct Opened {
 }
 
 impl Dataplane {
-    /// Loads the program and adopts the pinned maps, or makes them.
+    /// Loads the program and adopts the pinned maps, or makes them. Where there
+    /// were none, the program is still on its way into the kernel while the tables
+    /// are filled ([`loading`]); attaching waits for it.
     ///
     /// `frags` asks for the flavour of the program that takes frames larger
     /// than a page (Linux 5.18 and later); `log_level` is what it may log: 0
@@ -246,7 +249,14 @@ impl Dataplane {
         let opened = Self::load(
             pin_path, &folder, sizes, &settings, frags, log_level, adopted,
         );
-        let mut dataplane = opened.inspect_err(|_| {
+        let waited = opened.and_then(|mut dataplane| {
+            if found.is_some() {
+                // What forwards now is changed for a program that can follow it only.
+                dataplane.program.object()?;
+            }
+            Ok(dataplane)
+        });
+        let mut dataplane = waited.inspect_err(|_| {
             if !adopted {
                 // What was there before goes on.
                 let _ = fs::remove_dir_all(&folder);
@@ -297,17 +307,15 @@ impl Dataplane {
             .override_global(aya_log::LEVEL, &log_level, false)
             .load(PROGRAM)
             .context("the kernel did not take the maps of the XDP program; too little memory for node.max_flows?")?;
-        let name = if frags { "lb_frags" } else { "lb" };
-        program(&mut ebpf, name)?.load().map_err(refused)?;
-        let ticks = program(&mut ebpf, "lb_ticks")?;
+        let ticks = named(&mut ebpf, "lb_ticks")?;
         ticks.load().map_err(refused)?;
         let changes = Changes::pinned(folder, ticks)?;
-        let mut shared: Array<_, u32> = typed(&mut ebpf, "SHARED", Array::try_from)?;
         if !adopted {
             scatter_ids(&mut ebpf)?;
             // Of zero it could not be told that nobody wrote it, a second before the
             // counter comes to it.
             changes.vouch(changes.now());
+            let mut shared = words(&mut ebpf, "SHARED")?;
             for (word, value) in [(shared::SEED, settings.seed), (shared::FLOWS, sizes.flows)] {
                 shared
                     .set(word, value, 0)
@@ -335,8 +343,7 @@ impl Dataplane {
             links: BTreeMap::new(),
             pin_path: pin_path.to_owned(),
             sizes,
-            ebpf,
-            program: name,
+            program: Loading::begin(ebpf, if frags { "lb_frags" } else { "lb" }),
         })
     }
 
@@ -368,8 +375,9 @@ impl Dataplane {
     }
 
     /// The program's log, for whoever reads it; only with a log level above 0.
-    pub fn logger(&mut self) -> Result<EbpfLogger<&'static dyn log::Log>, aya_log::Error> {
-        EbpfLogger::init(&mut self.ebpf)
+    pub fn logger(&mut self) -> anyhow::Result<EbpfLogger<&'static dyn log::Log>> {
+        let logger = EbpfLogger::init(self.program.object()?);
+        logger.context("cannot read the program's log")
     }
 
     /// The tables as the kernel has them.
@@ -557,13 +565,6 @@ impl Dataplane {
     }
 }
 
-fn program<'e>(ebpf: &'e mut Ebpf, name: &str) -> anyhow::Result<&'e mut Xdp> {
-    ebpf.program_mut(name)
-        .ok_or_else(|| anyhow!("the object holds no program `{name}`"))?
-        .try_into()
-        .with_context(|| format!("the program `{name}` is not for XDP"))
-}
-
 fn typed<T, E>(
     ebpf: &mut Ebpf,
     name: &str,
@@ -576,6 +577,15 @@ where
         .take_map(name)
         .ok_or_else(|| anyhow!("the program has no map {name}"))?;
     make(map).with_context(|| format!("the map {name} is of another form"))
+}
+
+/// A table of words, which stays with the program: the kernel asks for it when it
+/// loads that.
+fn words<'e>(ebpf: &'e mut Ebpf, name: &str) -> anyhow::Result<Array<&'e mut MapData, u32>> {
+    let map = ebpf
+        .map_mut(name)
+        .ok_or_else(|| anyhow!("the program has no map {name}"))?;
+    Array::try_from(map).with_context(|| format!("the map {name} is of another form"))
 }
 
 /// All that stands in a table.
@@ -609,38 +619,13 @@ fn exchange<K: Pod + Ord, V: Pod + PartialEq>(
 /// Lets the identifications of datagrams begin anywhere, so that outsiders
 /// cannot tell the next one (RFC 7739).
 fn scatter_ids(ebpf: &mut Ebpf) -> anyhow::Result<()> {
-    let mut ids: Array<MapData, u32> = typed(ebpf, "FRAGMENT_IDS", Array::try_from)?;
+    let mut ids = words(ebpf, "FRAGMENT_IDS")?;
     for place in 0..ids.len() {
         let start = host::random().context("the kernel gave no random number")?;
         ids.set(place, start, 0)
             .context("cannot write an identification")?;
     }
     Ok(())
-}
-
-/// One sentence for the person who starts the daemon; the verifier's whole
-/// reasoning goes to the log.
-pub(crate) fn refused(error: ProgramError) -> anyhow::Error {
-    match error {
-        ProgramError::LoadError {
-            io_error,
-            verifier_log,
-        } => {
-            log::debug!("the verifier's log:\n{verifier_log}");
-            let log = verifier_log.to_string();
-            let reason = log.lines().rev().find(|line| {
-                !line.is_empty()
-                    && !["verification time", "stack depth", "processed"]
-                        .iter()
-                        .any(|start| line.starts_with(start))
-            });
-            anyhow!(
-                "the kernel refused the XDP program ({io_error}: {}); please report this with the kernel's version and the log of RUST_LOG=debug",
-                reason.unwrap_or("no reason given")
-            )
-        }
-        other => anyhow::Error::new(other).context("the XDP program could not be loaded"),
-    }
 }
 
 fn zero(traffic: &mut PerCpuArray<MapData, [u64; 5]>, number: u32) -> anyhow::Result<()> {

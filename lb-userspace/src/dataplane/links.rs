@@ -21,7 +21,7 @@ use aya::programs::xdp::{XdpLink, XdpMode as AyaMode};
 use rustix::io::Errno;
 use thiserror::Error;
 
-use super::{Attached, Dataplane, program};
+use super::{Attached, Dataplane};
 
 /// The kernel detaches a program some moments after its link is closed.
 const LET_GO: Duration = Duration::from_secs(1);
@@ -113,6 +113,7 @@ impl Dataplane {
         mode: Mode,
         has: Option<Carried>,
     ) -> Result<Came, AttachError> {
+        self.program.object()?;
         self.follow_rename(device, index)?;
         let pin = self.link_pin(device);
         let mut let_go = false;
@@ -180,7 +181,7 @@ impl Dataplane {
         }
         let link = XdpLink::try_from(link)
             .with_context(|| format!("{} is not a link of an XDP program", pin.display()))?;
-        let xdp = program(&mut self.ebpf, self.program)?;
+        let xdp = self.program.program()?;
         match xdp.attach_to_link(link) {
             Ok(id) => Ok(Some(FdLink::try_from(xdp.take_link(id)?)?)),
             Err(ProgramError::SyscallError(error))
@@ -222,7 +223,7 @@ impl Dataplane {
     }
 
     fn try_attach(&mut self, index: u32, mode: Mode) -> io::Result<FdLink> {
-        let xdp = program(&mut self.ebpf, self.program).map_err(io::Error::other)?;
+        let xdp = self.program.program().map_err(io::Error::other)?;
         let id = xdp
             .attach_to_if_index(index, mode.flag())
             .map_err(|error| match error {
