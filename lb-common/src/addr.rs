@@ -159,7 +159,8 @@ impl PartialOrd for Address {
 
 impl Ord for Address {
     fn cmp(&self, other: &Self) -> core::cmp::Ordering {
-        self.octets().cmp(&other.octets())
+        // As one number: the controller compares very many.
+        u128::from_be_bytes(self.octets()).cmp(&u128::from_be_bytes(other.octets()))
     }
 }
 

@@ -4,9 +4,11 @@
 //! passing of time) ends in [`Controller::reconcile`]: merge, plan, diff,
 //! apply. A change that does not fit is refused before anything is written.
 
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use lb_common::abi::{self, Endpoint, Traffic};
@@ -83,7 +85,7 @@ pub struct Aides {
 /// See the module.
 pub struct Controller {
     /// The file in force.
-    pub config: Config,
+    pub config: Arc<Config>,
     /// What was changed at run time, and what else the next daemon needs.
     pub state: State,
     /// Where the state is kept.
@@ -163,7 +165,7 @@ impl Controller {
             collector,
             displaced: None,
             state_path: state::path(&config.node.control),
-            config,
+            config: Arc::new(config),
             state,
             dataplane,
             attachments: Vec::new(),
@@ -191,15 +193,15 @@ impl Controller {
     /// Brings the kernel's tables to what file, overrides and health say now.
     pub fn reconcile(&mut self) -> Result<(), Refusal> {
         let overrides = self.state.overrides.clone();
-        self.enforce(self.config.clone(), overrides)
+        self.enforce(Arc::clone(&self.config), overrides)
     }
 
     /// Brings the kernel's tables to this file with these overrides, and takes
     /// both over. If it does not fit, nothing changes.
-    fn enforce(&mut self, config: Config, overrides: Overrides) -> Result<(), Refusal> {
+    fn enforce(&mut self, config: Arc<Config>, overrides: Overrides) -> Result<(), Refusal> {
         let now = Instant::now();
-        let health = self.health(&config);
-        let mut desired = model::desired(&config, &overrides, health, SystemTime::now());
+        let known = Known::new(Box::new(|| known_health(&self.tables)));
+        let mut desired = self.desired(&config, &overrides, &known);
         let mut slow_starts = self.slow_starts.clone();
         slow_starts.note(&self.desired, &desired, now);
         slow_starts.apply(&mut desired, now);
@@ -221,7 +223,8 @@ impl Controller {
         .map_err(|full| Refusal::Invalid(full.to_string()))?;
         // Before the tables change: a backend that they do not know yet is one that
         // nobody has judged.
-        let targets = self.targets(&config, &overrides);
+        let targets = targets(&config, &desired, &known);
+        drop(known);
         let changes = reconcile::diff(&self.tables, &plan.tables);
         for step in reconcile::steps(&changes) {
             self.dataplane.apply_step(step)?;
@@ -244,102 +247,42 @@ impl Controller {
         Ok(())
     }
 
-    /// Whether new connections may go to a backend: what its checks say, before
-    /// the first of them what the tables say, and without either yes.
-    fn health(&self, config: &Config) -> impl Fn(&TargetId, &Endpoint, &Endpoint) -> bool + use<> {
+    /// The services as they should be. New connections may go to a backend as its
+    /// checks say, before the first of them as the tables say, and without either
+    /// always.
+    fn desired(&self, config: &Config, overrides: &Overrides, known: &Known<'_>) -> Vec<Service> {
         let board = self.checker.status();
-        let known = self.known_health();
-        let unchecked: BTreeSet<String> = config
+        let unchecked: BTreeSet<&str> = config
             .services
             .iter()
             .filter(|service| service.check.kind == CheckKind::None)
-            .map(|service| service.name.clone())
+            .map(|service| service.name.as_str())
             .collect();
-        move |id, listen, backend| match board.get(id) {
-            _ if unchecked.contains(&id.service) => true,
+        let up = |id: &TargetId, listen: &Endpoint, backend: &Endpoint| match board.get(id) {
+            _ if unchecked.contains(id.service.as_str()) => true,
             Some(status) => !matches!(status.state, health::State::Down { .. }),
             None => known.get(&(*listen, *backend)).copied().unwrap_or(true),
-        }
+        };
+        model::desired(config, overrides, up, SystemTime::now())
     }
 
-    /// What is to be checked. A backend that the tables already know goes on
-    /// as up or down as it was.
-    fn targets(&self, config: &Config, overrides: &Overrides) -> Vec<Target> {
-        let known = self.known_health();
-        let mut targets = Vec::new();
-        let checks: BTreeMap<&str, &config::Service> = config
-            .services
+    /// Takes note of verdicts on the health of backends.
+    pub fn health_changed(&mut self, reports: &[health::Report]) {
+        let known = Known::new(Box::new(|| known_health(&self.tables)));
+        let targets = targets(&self.config, &self.desired, &known);
+        let current: BTreeSet<(&TargetId, SocketAddr)> = targets
             .iter()
-            .map(|service| (service.name.as_str(), service))
+            .map(|target| (&target.id, target.address))
             .collect();
-        for service in model::desired(config, overrides, |_, _, _| true, SystemTime::now()) {
-            let Some(in_file) = checks.get(service.name.as_str()) else {
-                continue;
-            };
-            let check = &in_file.check;
-            if check.kind == CheckKind::None {
-                continue;
-            }
-            for backend in service.backends {
-                let up = known.get(&(service.listen, backend.endpoint));
-                let mut address = backend.endpoint.address.socket(backend.endpoint.port);
-                if let Some(port) = check.port {
-                    address.set_port(port);
-                }
-                targets.push(Target {
-                    id: TargetId {
-                        service: service.name.clone(),
-                        backend: backend.name,
-                    },
-                    address,
-                    way: way(in_file, &config.node.tunnel_sources, address),
-                    settings: health::Settings {
-                        interval: check.interval,
-                        timeout: check.timeout,
-                        rise: check.rise,
-                        fall: check.fall,
-                    },
-                    initial: up.map_or(health::State::Unknown, |&up| health::State::adopted(up)),
-                });
-            }
+        // One on an address that the backend no longer has is void.
+        let meant = |report: &&health::Report| current.contains(&(&report.id, report.address));
+        let mut any = false;
+        for report in reports.iter().filter(meant) {
+            self.record_health(report);
+            any = true;
         }
-        targets
-    }
-
-    fn known_health(&self) -> BTreeMap<(Endpoint, Endpoint), bool> {
-        let services: BTreeMap<u32, Endpoint> = self
-            .tables
-            .parties
-            .iter()
-            .filter(|(_, party)| party.roles & abi::role::SERVICE != 0)
-            .map(|(&endpoint, party)| (party.service, endpoint))
-            .collect();
-        self.tables
-            .backends
-            .values()
-            .filter_map(|backend| {
-                let listen = *services.get(&backend.service)?;
-                let endpoint = model::endpoint(
-                    backend.address.socket(backend.port),
-                    u16::from(backend.protocol),
-                );
-                Some(((listen, endpoint), backend.flags & abi::backend::UP != 0))
-            })
-            .collect()
-    }
-
-    /// Takes note of a verdict on a backend's health.
-    pub fn health_changed(&mut self, report: &health::Report) {
-        let current = self.targets(&self.config, &self.state.overrides);
-        if !current
-            .iter()
-            .any(|target| target.id == report.id && target.address == report.address)
-        {
-            // A verdict on an address that the backend no longer has.
-            return;
-        }
-        self.record_health(report);
-        if let Err(error) = self.reconcile() {
+        drop(known);
+        if any && let Err(error) = self.reconcile() {
             warn!("the schedule could not be brought up to date: {error}");
         }
     }
@@ -377,7 +320,7 @@ impl Controller {
                 host::ifindex(name).map_err(|error| Refusal::Invalid(error.to_string()))?;
             }
         }
-        let (before, old) = (self.desired.clone(), self.config.clone());
+        let (before, old) = (self.desired.clone(), Arc::clone(&self.config));
         let mut overrides = self.state.overrides.clone();
         for orphan in overrides.prune(&config) {
             changes.push(format!(
@@ -386,7 +329,7 @@ impl Controller {
             ));
         }
         self.attach_more(&config).await?;
-        self.enforce(config, overrides)?;
+        self.enforce(Arc::new(config), overrides)?;
         self.settle()?;
         self.save()?;
         self.take_addresses().await?;
@@ -523,6 +466,76 @@ impl Controller {
     fn save(&self) -> anyhow::Result<()> {
         state::save(&self.state_path, &self.state)
     }
+}
+
+/// Which backends the tables have as up, by the ends of service and backend.
+type KnownHealth = BTreeMap<(Endpoint, Endpoint), bool>;
+
+/// The same, found out when somebody asks.
+type Known<'k> = LazyCell<KnownHealth, Box<dyn FnOnce() -> KnownHealth + 'k>>;
+
+fn known_health(tables: &Tables) -> KnownHealth {
+    let services: BTreeMap<u32, Endpoint> = tables
+        .parties
+        .iter()
+        .filter(|(_, party)| party.roles & abi::role::SERVICE != 0)
+        .map(|(&endpoint, party)| (party.service, endpoint))
+        .collect();
+    tables
+        .backends
+        .values()
+        .filter_map(|backend| {
+            let listen = *services.get(&backend.service)?;
+            let endpoint = model::endpoint(
+                backend.address.socket(backend.port),
+                u16::from(backend.protocol),
+            );
+            Some(((listen, endpoint), backend.flags & abi::backend::UP != 0))
+        })
+        .collect()
+}
+
+/// What is to be checked. A backend that the tables already know goes on
+/// as up or down as it was.
+fn targets(config: &Config, desired: &[Service], known: &Known<'_>) -> Vec<Target> {
+    let checks: BTreeMap<&str, &config::Service> = config
+        .services
+        .iter()
+        .map(|service| (service.name.as_str(), service))
+        .collect();
+    let mut targets = Vec::new();
+    for service in desired {
+        let Some(in_file) = checks.get(service.name.as_str()) else {
+            continue;
+        };
+        let check = &in_file.check;
+        if check.kind == CheckKind::None {
+            continue;
+        }
+        for backend in &service.backends {
+            let up = known.get(&(service.listen, backend.endpoint));
+            let mut address = backend.endpoint.address.socket(backend.endpoint.port);
+            if let Some(port) = check.port {
+                address.set_port(port);
+            }
+            targets.push(Target {
+                id: TargetId {
+                    service: service.name.clone(),
+                    backend: backend.name.clone(),
+                },
+                address,
+                way: way(in_file, &config.node.tunnel_sources, address),
+                settings: health::Settings {
+                    interval: check.interval,
+                    timeout: check.timeout,
+                    rise: check.rise,
+                    fall: check.fall,
+                },
+                initial: up.map_or(health::State::Unknown, |&up| health::State::adopted(up)),
+            });
+        }
+    }
+    targets
 }
 
 /// How a probe gets to a backend.

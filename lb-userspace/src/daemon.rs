@@ -349,6 +349,7 @@ async fn attend(
     let mut second = interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(MissedTickBehavior::Skip);
     tell_of_start(&*controller.lock().await);
+    let mut reports = Vec::new();
     loop {
         let deadline = controller.lock().await.next_deadline();
         let due = async {
@@ -358,7 +359,11 @@ async fn attend(
             }
         };
         tokio::select! {
-            Some(report) = verdicts.recv() => controller.lock().await.health_changed(&report),
+            // Those that came meanwhile make one change together.
+            1.. = verdicts.recv_many(&mut reports, REPORT_QUEUE) => {
+                controller.lock().await.health_changed(&reports);
+                reports.clear();
+            }
             () = due => {
                 if let Err(error) = controller.lock().await.reconcile() {
                     warn!("{error}");

@@ -261,6 +261,10 @@ fn merge(
     let added = changes
         .iter()
         .filter_map(|(name, change)| change.added.map(|address| (name, address, None)));
+    let mut id = TargetId {
+        service: service.name.clone(),
+        backend: String::new(),
+    };
     let backends = in_file
         .chain(added)
         .filter_map(|(name, address, in_file)| {
@@ -268,10 +272,7 @@ fn merge(
             if change.removed {
                 return None;
             }
-            let id = TargetId {
-                service: service.name.clone(),
-                backend: name.clone(),
-            };
+            id.backend.clone_from(name);
             let configured = in_file.map(|backend| backend.weight);
             let weight = change.weight.or(configured).unwrap_or(1);
             let at = endpoint(address, protocol);

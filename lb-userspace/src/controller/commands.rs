@@ -1,6 +1,7 @@
 //! What people change at run time: each command is a change of the overrides.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::{Controller, Refusal};
@@ -15,7 +16,7 @@ impl Controller {
         let mut overrides = self.state.overrides.clone();
         change(&mut overrides);
         overrides.prune(&self.config);
-        self.enforce(self.config.clone(), overrides)
+        self.enforce(Arc::clone(&self.config), overrides)
     }
 
     /// Sets a weight for new connections; also ends a drain.
@@ -156,7 +157,7 @@ impl Controller {
     /// Goes back to what the file says.
     pub fn clear_overrides(&mut self) -> Result<usize, Refusal> {
         let count = self.state.overrides.len();
-        self.enforce(self.config.clone(), Overrides::default())?;
+        self.enforce(Arc::clone(&self.config), Overrides::default())?;
         if count > 0 {
             self.journal.record(
                 Kind::OverridesCleared,

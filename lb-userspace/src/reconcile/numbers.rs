@@ -1,6 +1,6 @@
 //! The numbers of services and backends.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use lb_common::abi::{Endpoint, role};
 use lb_common::{Address, Be16};
@@ -12,7 +12,8 @@ use crate::model::Service;
 pub(super) struct Numbers {
     services: Free,
     backends: Free,
-    known: BTreeMap<(u32, Address, Be16), u32>,
+    /// The numbers of backends by service and end, in that order.
+    known: Vec<((u32, Address, Be16), u32)>,
     measures: Measures,
 }
 
@@ -33,10 +34,12 @@ impl Numbers {
             .backends
             .iter()
             .map(|(&number, backend)| ((backend.service, backend.address, backend.port), number));
+        let mut known: Vec<_> = known.collect();
+        known.sort_unstable();
         Self {
             services: Free::besides(kept.chain(lingering)),
             backends: Free::besides(present.backends.keys().copied()),
-            known: known.collect(),
+            known,
             measures,
         }
     }
@@ -51,29 +54,31 @@ impl Numbers {
 
     pub(super) fn backend(&mut self, service: u32, at: &Endpoint) -> Result<u32, Full> {
         let capacity = self.measures.backends;
-        match self.known.get(&(service, at.address, at.port)) {
-            Some(&number) => Ok(number),
-            None => self.backends.take(capacity).ok_or(Full::Backends(capacity)),
+        let end = (service, at.address, at.port);
+        match self.known.binary_search_by_key(&end, |&(end, _)| end) {
+            Ok(place) => Ok(self.known[place].1),
+            Err(_) => self.backends.take(capacity).ok_or(Full::Backends(capacity)),
         }
     }
 }
 
 /// Free numbers, in ascending order.
 struct Free {
-    taken: BTreeSet<u32>,
+    /// In ascending order.
+    taken: Vec<u32>,
     next: u32,
 }
 
 impl Free {
     fn besides(taken: impl Iterator<Item = u32>) -> Self {
-        Self {
-            taken: taken.collect(),
-            next: 0,
-        }
+        let mut taken: Vec<u32> = taken.collect();
+        taken.sort_unstable();
+        Self { taken, next: 0 }
     }
 
     fn take(&mut self, capacity: u32) -> Option<u32> {
-        let number = (self.next..capacity).find(|number| !self.taken.contains(number))?;
+        let number =
+            (self.next..capacity).find(|number| self.taken.binary_search(number).is_err())?;
         self.next = number + 1;
         Some(number)
     }
