@@ -369,18 +369,18 @@ pub struct NextHop {
 pub struct TagBucket(pub [Word<u32>; tag::WORDS as usize]);
 
 impl TagBucket {
-    /// The tags.
-    pub fn tags(&self) -> &[Word<u32>] {
-        let [tags @ .., _] = &self.0;
-        tags
+    /// The tags of the bucket with this number, and their numbers in it.
+    pub fn tags(&self, bucket: u32) -> impl Iterator<Item = (u32, &Word<u32>)> {
+        let all = (0..).zip(&self.0);
+        all.filter(move |(way, _)| *way != tag::own(bucket))
     }
 
-    /// The last word is no tag: it counts the connections that stand in their second
+    /// One word is no tag: it counts the connections that stand in their second
     /// bucket, and whose first one this is. Without any, who finds nothing here need
     /// not look there.
     #[inline(always)]
-    pub const fn elsewhere(&self) -> &Word<u32> {
-        &self.0[tag::WAYS as usize]
+    pub const fn elsewhere(&self, bucket: u32) -> &Word<u32> {
+        &self.0[tag::own(bucket) as usize]
     }
 }
 
@@ -391,6 +391,15 @@ pub mod tag {
     pub const WORDS: u32 = 16;
     /// How many of them are tags.
     pub const WAYS: u32 = WORDS - 1;
+
+    /// The word of a bucket that is no tag: the last one, if a bucket begins with the
+    /// word of its own number. That it is not the same one in all of them lets them
+    /// share the caches evenly: what stands in the same place of each bucket would
+    /// crowd the same few sets.
+    #[inline(always)]
+    pub const fn own(bucket: u32) -> u32 {
+        bucket.wrapping_add(WAYS) % WORDS
+    }
 
     /// The bits that tell what stands there.
     pub const CLASS: u32 = 0x7;
@@ -422,17 +431,24 @@ pub mod tag {
 pub struct AnswerBucket(pub [Word<u64>; ANSWER_WORDS as usize]);
 
 impl AnswerBucket {
-    /// The answers.
-    pub fn answers(&self) -> &[Word<u64>] {
-        let [answers @ .., _] = &self.0;
-        answers
+    /// The answers of the bucket with this number.
+    pub fn answers(&self, bucket: u32) -> impl Iterator<Item = &Word<u64>> {
+        let all = (0..).zip(&self.0);
+        let answers = all.filter(move |(way, _)| *way != own_answer(bucket));
+        answers.map(|(_, word)| word)
     }
 
     /// See [`TagBucket::elsewhere`].
     #[inline(always)]
-    pub const fn elsewhere(&self) -> &Word<u64> {
-        &self.0[ANSWER_WAYS as usize]
+    pub const fn elsewhere(&self, bucket: u32) -> &Word<u64> {
+        &self.0[own_answer(bucket) as usize]
     }
+}
+
+/// The word of a bucket that is no answer: see [`tag::own`].
+#[inline(always)]
+pub const fn own_answer(bucket: u32) -> u32 {
+    bucket.wrapping_add(ANSWER_WAYS) % ANSWER_WORDS
 }
 
 /// How many words an [`AnswerBucket`] has; a power of two.

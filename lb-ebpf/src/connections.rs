@@ -177,15 +177,15 @@ pub fn of_client(memory: &impl Memory, key: &FlowKey, flow: &mut Flow) -> bool {
 /// Whether a connection stands in its second bucket whose first one this is.
 #[inline(always)]
 fn spilled(memory: &impl Memory, bucket: u32) -> bool {
-    let bucket = memory.tags(bucket);
-    bucket.is_some_and(|bucket| bucket.elsewhere().load() != 0)
+    let tags = memory.tags(bucket);
+    tags.is_some_and(|tags| tags.elsewhere(bucket).load() != 0)
 }
 
 /// The same for answers.
 #[inline(always)]
 fn answers_spilled(memory: &impl Memory, bucket: u32) -> bool {
-    let bucket = memory.answers(bucket);
-    bucket.is_some_and(|bucket| bucket.elsewhere().load() != 0)
+    let answers = memory.answers(bucket);
+    answers.is_some_and(|answers| answers.elsewhere(bucket).load() != 0)
 }
 
 /// Finds the connection of a packet from a backend, and what becomes of it.
@@ -199,20 +199,6 @@ pub fn of_backend(memory: &impl Memory, key: &FlowKey, flow: &mut Flow) -> bool 
             && look_back(memory, hash.second(shape.answer_buckets), hash, key, flow)
 }
 
-/// Where the search in a bucket begins: at its first word. It is a number from
-/// memory that the verifier does not know, so that all ways are one to it, and the
-/// high bits of a count that never gets there.
-#[inline(always)]
-fn origin(bucket: &TagBucket) -> u32 {
-    bucket.elsewhere().load() >> 24
-}
-
-/// The same for answers.
-#[inline(always)]
-fn answers_origin(bucket: &AnswerBucket) -> u32 {
-    (bucket.elsewhere().load() >> 56) as u32
-}
-
 /// How many tags, or answers, of one bucket with the same bits of the hash are
 /// looked behind. That another one is behind two that are not it, where 24 bits
 /// agree by chance, happens to one connection in 10^12.
@@ -223,33 +209,40 @@ fn look(memory: &impl Memory, bucket: u32, hash: Hash, key: &FlowKey, flow: &mut
     let Some(tags) = memory.tags(bucket) else {
         return false;
     };
-    let mut way = same_tag(tags, hash, origin(tags), tag::WORDS);
+    let mut way = same_tag(tags, hash, bucket, tag::WAYS);
     let mut behind = 0;
-    while behind < LOOKED_BEHIND && way < tag::WAYS {
+    while behind < LOOKED_BEHIND && way < tag::WORDS {
         if read(memory, bucket * tag::WORDS + way, key, flow) {
             return true;
         }
-        way = same_tag(tags, hash, way + 1, tag::WORDS - 1 - way);
+        way = same_tag(tags, hash, way + 1, left(bucket, way));
         behind += 1;
     }
     false
 }
 
-/// The first way with a tag of this hash, of so many words from here on and round
-/// the end; [`tag::WAYS`] if there is none. Not inlined, and given as a sum with
-/// what the verifier does not know ([`origin`]).
+/// How many tags of the bucket there are behind this one, from the word of the
+/// bucket's own number on.
+#[inline(always)]
+const fn left(bucket: u32, way: u32) -> u32 {
+    bucket.wrapping_sub(way).wrapping_sub(2) % tag::WORDS
+}
+
+/// The first way with a tag of this hash, of so many from here on and round the
+/// end; [`tag::WORDS`] if there is none. Not inlined, and given as a sum with what
+/// the verifier does not know: so all ways are one to it.
 #[inline(never)]
 fn same_tag(tags: &TagBucket, hash: Hash, from: u32, count: u32) -> u32 {
     let mut step = 0;
-    while step < tag::WORDS && step < count {
+    while step < tag::WAYS && step < count {
         let way = from.wrapping_add(step) % tag::WORDS;
         let found = tags.0[way as usize].load();
-        if way < tag::WAYS && found & tag::HASH == hash.tag() && found & tag::CLASS > tag::BUSY {
+        if found & tag::HASH == hash.tag() && found & tag::CLASS > tag::BUSY {
             return way;
         }
         step += 1;
     }
-    tag::WAYS
+    tag::WORDS
 }
 
 #[inline(never)]
@@ -263,31 +256,37 @@ fn look_back(
     let Some(answers) = memory.answers(bucket) else {
         return false;
     };
-    let mut way = same_mark(answers, hash, answers_origin(answers), ANSWER_WORDS);
+    let mut way = same_mark(answers, hash, bucket, ANSWER_WAYS);
     let mut behind = 0;
-    while behind < LOOKED_BEHIND && way < ANSWER_WAYS {
+    while behind < LOOKED_BEHIND && way < ANSWER_WORDS {
         let place = place_of(answers.0[(way % ANSWER_WORDS) as usize].load());
         if read_back(memory, place, key, flow) {
             return true;
         }
-        way = same_mark(answers, hash, way + 1, ANSWER_WORDS - 1 - way);
+        way = same_mark(answers, hash, way + 1, answers_left(bucket, way));
         behind += 1;
     }
     false
+}
+
+/// The same as [`left`] for answers.
+#[inline(always)]
+const fn answers_left(bucket: u32, way: u32) -> u32 {
+    bucket.wrapping_sub(way).wrapping_sub(2) % ANSWER_WORDS
 }
 
 /// The same as [`same_tag`] for answers.
 #[inline(never)]
 fn same_mark(answers: &AnswerBucket, hash: Hash, from: u32, count: u32) -> u32 {
     let mut step = 0;
-    while step < ANSWER_WORDS && step < count {
+    while step < ANSWER_WAYS && step < count {
         let way = from.wrapping_add(step) % ANSWER_WORDS;
-        if way < ANSWER_WAYS && is_mark(answers.0[way as usize].load(), hash) {
+        if is_mark(answers.0[way as usize].load(), hash) {
             return way;
         }
         step += 1;
     }
-    ANSWER_WAYS
+    ANSWER_WORDS
 }
 
 #[inline(always)]
@@ -439,7 +438,7 @@ const fn unpack(ports: u32) -> [Be16; 2] {
     ]
 }
 
-/// What a bucket offers to a newcomer. Ways that are not there are [`tag::WAYS`].
+/// What a bucket offers to a newcomer. Ways that are not there are [`tag::WORDS`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Survey {
@@ -511,7 +510,7 @@ pub fn take(memory: &impl Memory, key: &FlowKey, stamp: u32, search: &mut Search
 fn choose(memory: &impl Memory, buckets: [u32; 2], stamp: u32, search: &mut Search) -> bool {
     let [first, _] = buckets;
     let way = free(memory, first);
-    if way < tag::WAYS {
+    if way < tag::WORDS {
         search.seat.place = first * tag::WORDS + way;
         search.seat.age = 0;
         return true;
@@ -526,27 +525,27 @@ fn count_elsewhere(memory: &impl Memory, first: u32, search: &mut Search) {
     if search.seat.elsewhere == 0 {
         return;
     }
-    if let Some(bucket) = memory.tags(first) {
-        memory.add(bucket.elsewhere(), 1);
+    if let Some(tags) = memory.tags(first) {
+        memory.add(tags.elsewhere(first), 1);
     }
 }
 
-/// The first free way of a bucket, of the first [`COMFORT`]; [`tag::WAYS`] if there is
+/// The first free way of a bucket, of the first [`COMFORT`]; [`tag::WORDS`] if there is
 /// none.
 #[inline(never)]
 fn free(memory: &impl Memory, bucket: u32) -> u32 {
     let Some(tags) = memory.tags(bucket) else {
-        return tag::WAYS;
+        return tag::WORDS;
     };
     let mut step = 0;
     while step < COMFORT {
-        let way = origin(tags).wrapping_add(step) % tag::WORDS;
-        if way < tag::WAYS && tags.0[way as usize].load() & tag::CLASS == tag::FREE {
+        let way = bucket.wrapping_add(step) % tag::WORDS;
+        if tags.0[way as usize].load() & tag::CLASS == tag::FREE {
             return way;
         }
         step += 1;
     }
-    tag::WAYS
+    tag::WORDS
 }
 
 /// Chooses the best that two buckets offer; false if they offer nothing.
@@ -560,7 +559,7 @@ fn compare(
     survey(memory, first, stamp, &mut search.surveys[0]);
     survey(memory, second, stamp, &mut search.surveys[1]);
     let (which, way, age) = best(&search.surveys);
-    if way >= tag::WAYS {
+    if way >= tag::WORDS {
         return false;
     }
     let bucket = if which == 0 { first } else { second };
@@ -601,31 +600,33 @@ fn seize(memory: &impl Memory, hash: Hash, search: &mut Search) -> bool {
 
 #[inline(always)]
 fn tag_at(memory: &impl Memory, place: u32) -> Option<&Word<u32>> {
-    let bucket = memory.tags(place / tag::WORDS)?;
+    let bucket = place / tag::WORDS;
+    let tags = memory.tags(bucket)?;
     let way = place % tag::WORDS;
-    if way >= tag::WAYS {
+    if way == tag::own(bucket) {
         return None;
     }
-    Some(&bucket.0[way as usize])
+    Some(&tags.0[way as usize])
 }
 
 #[inline(never)]
 fn survey(memory: &impl Memory, bucket: u32, stamp: u32, found: &mut Survey) {
     *found = Survey {
         taken: 0,
-        free: tag::WAYS,
-        closed: tag::WAYS,
+        free: tag::WORDS,
+        closed: tag::WORDS,
         closed_age: 0,
-        half_open: tag::WAYS,
+        half_open: tag::WORDS,
         half_open_age: 0,
     };
     let Some(tags) = memory.tags(bucket) else {
         return;
     };
-    let mut way = 0;
-    while way < tag::WAYS {
+    let mut step = 0;
+    while step < tag::WAYS {
+        let way = bucket.wrapping_add(step) % tag::WORDS;
         consider(tags.0[way as usize].load(), way, stamp, found);
-        way += 1;
+        step += 1;
     }
 }
 
@@ -633,18 +634,18 @@ fn survey(memory: &impl Memory, bucket: u32, stamp: u32, found: &mut Survey) {
 fn consider(tag: u32, way: u32, stamp: u32, found: &mut Survey) {
     let class = tag & tag::CLASS;
     if class == tag::FREE {
-        if found.free == tag::WAYS {
+        if found.free == tag::WORDS {
             found.free = way;
         }
         return;
     }
     found.taken += 1;
     let age = stamp.wrapping_sub(tag >> tag::STAMP_SHIFT) % tag::STAMPS;
-    if class == tag::CLOSED && (found.closed == tag::WAYS || age > found.closed_age) {
+    if class == tag::CLOSED && (found.closed == tag::WORDS || age > found.closed_age) {
         found.closed = way;
         found.closed_age = age;
     }
-    if class == tag::HALF_OPEN && (found.half_open == tag::WAYS || age > found.half_open_age) {
+    if class == tag::HALF_OPEN && (found.half_open == tag::WORDS || age > found.half_open_age) {
         found.half_open = way;
         found.half_open_age = age;
     }
@@ -653,12 +654,12 @@ fn consider(tag: u32, way: u32, stamp: u32, found: &mut Survey) {
 /// Which of the two buckets, the way there, and the age of what is displaced.
 #[inline(always)]
 const fn best([first, second]: &[Survey; 2]) -> (u32, u32, u32) {
-    let free = [first.free != tag::WAYS, second.free != tag::WAYS];
+    let free = [first.free != tag::WORDS, second.free != tag::WORDS];
     if free[0] && (first.taken <= second.taken || !free[1]) {
         (0, first.free, 0)
     } else if free[1] {
         (1, second.free, 0)
-    } else if first.closed != tag::WAYS || second.closed != tag::WAYS {
+    } else if first.closed != tag::WORDS || second.closed != tag::WORDS {
         older(
             [first.closed, second.closed],
             [first.closed_age, second.closed_age],
@@ -673,7 +674,7 @@ const fn best([first, second]: &[Survey; 2]) -> (u32, u32, u32) {
 
 #[inline(always)]
 const fn older(ways: [u32; 2], ages: [u32; 2]) -> (u32, u32, u32) {
-    if ways[1] == tag::WAYS || (ways[0] != tag::WAYS && ages[0] >= ages[1]) {
+    if ways[1] == tag::WORDS || (ways[0] != tag::WORDS && ages[0] >= ages[1]) {
         (0, ways[0], ages[0])
     } else {
         (1, ways[1], ages[1])
@@ -716,8 +717,9 @@ fn uncount(memory: &impl Memory, entry: &Connection) {
     }
     let shape = memory.shape();
     let hash = Hash::of(&key_of(entry), shape.seed);
-    if let Some(bucket) = memory.tags(hash.first(shape.tag_buckets)) {
-        memory.add(bucket.elsewhere(), -1);
+    let first = hash.first(shape.tag_buckets);
+    if let Some(tags) = memory.tags(first) {
+        memory.add(tags.elsewhere(first), -1);
     }
 }
 
@@ -822,8 +824,8 @@ fn marked(memory: &impl Memory, bucket: u32, hash: Hash) -> u32 {
     let Some(answers) = memory.answers(bucket) else {
         return NOWHERE;
     };
-    let way = same_mark(answers, hash, answers_origin(answers), ANSWER_WORDS);
-    if way >= ANSWER_WAYS {
+    let way = same_mark(answers, hash, bucket, ANSWER_WAYS);
+    if way >= ANSWER_WORDS {
         return NOWHERE;
     }
     place_of(answers.0[(way % ANSWER_WORDS) as usize].load())
@@ -848,10 +850,10 @@ fn held(memory: &impl Memory, bucket: u32, hash: Hash, key: &FlowKey, besides: u
     let Some(answers) = memory.answers(bucket) else {
         return false;
     };
-    let mut way = same_mark(answers, hash, answers_origin(answers), ANSWER_WORDS);
+    let mut way = same_mark(answers, hash, bucket, ANSWER_WAYS);
     let mut behind = 0;
     // One of them may be the one that does not count.
-    while behind < LOOKED_BEHIND && way < ANSWER_WAYS {
+    while behind < LOOKED_BEHIND && way < ANSWER_WORDS {
         let place = place_of(answers.0[(way % ANSWER_WORDS) as usize].load());
         if place != besides
             && memory
@@ -860,7 +862,7 @@ fn held(memory: &impl Memory, bucket: u32, hash: Hash, key: &FlowKey, besides: u
         {
             return true;
         }
-        way = same_mark(answers, hash, way + 1, ANSWER_WORDS - 1 - way);
+        way = same_mark(answers, hash, way + 1, answers_left(bucket, way));
         behind += 1;
     }
     false
@@ -923,14 +925,14 @@ fn list_elsewhere(
     count: u32,
     exchange: [u64; 2],
 ) -> bool {
-    let Some(bucket) = memory.answers(first).filter(|_| first != second) else {
+    let Some(answers) = memory.answers(first).filter(|_| first != second) else {
         return false;
     };
     // Before it stands there: nobody is to miss it.
-    memory.add_wide(bucket.elsewhere(), 1);
+    memory.add_wide(answers.elsewhere(first), 1);
     let listed = replace(memory, second, count, exchange);
     if !listed {
-        memory.add_wide(bucket.elsewhere(), -1);
+        memory.add_wide(answers.elsewhere(first), -1);
     }
     listed
 }
@@ -949,9 +951,9 @@ pub fn unlist(memory: &impl Memory, answers: &FlowKey, place: u32) {
             ANSWER_WAYS,
             exchange,
         )
-        && let Some(bucket) = memory.answers(first)
+        && let Some(answers) = memory.answers(first)
     {
-        memory.add_wide(bucket.elsewhere(), -1);
+        memory.add_wide(answers.elsewhere(first), -1);
     }
 }
 
@@ -961,13 +963,14 @@ fn replace(memory: &impl Memory, bucket: u32, count: u32, [old, new]: [u64; 2]) 
     let Some(answers) = memory.answers(bucket) else {
         return false;
     };
-    let mut way = 0;
-    while way < ANSWER_WAYS && way < count {
+    let mut step = 0;
+    while step < ANSWER_WAYS && step < count {
+        let way = bucket.wrapping_add(step) % ANSWER_WORDS;
         let word = &answers.0[way as usize];
         if word.load() == old && memory.exchange_wide(word, old, new) {
             return true;
         }
-        way += 1;
+        step += 1;
     }
     false
 }

@@ -253,7 +253,7 @@ impl Walk {
         let Some(tags) = table.tags(bucket) else {
             return;
         };
-        for (way, word) in (0..).zip(tags.tags()) {
+        for (way, word) in tags.tags(bucket) {
             let tag = word.load();
             let place = bucket * tag::WORDS + way;
             match tag & tag::CLASS {

@@ -36,8 +36,8 @@ impl SharedMemory {
     /// The classes of all tags: how many there are of each.
     pub fn classes(&self) -> [usize; 8] {
         let mut classes = [0; 8];
-        for bucket in &self.tags {
-            for word in bucket.tags() {
+        for (number, bucket) in (0..).zip(&self.tags) {
+            for (_, word) in bucket.tags(number) {
                 classes[(word.load() & tag::CLASS) as usize] += 1;
             }
         }
@@ -46,7 +46,8 @@ impl SharedMemory {
 
     /// How many words of answers are in use.
     pub fn listed(&self) -> usize {
-        let words = self.answers.iter().flat_map(AnswerBucket::answers);
+        let buckets = (0..).zip(&self.answers);
+        let words = buckets.flat_map(|(number, bucket)| bucket.answers(number));
         words.filter(|word| word.load() != 0).count()
     }
 
@@ -56,7 +57,8 @@ impl SharedMemory {
             .tags
             .iter()
             .map(|bucket| u64::from(bucket.elsewhere().load()));
-        let answers = self.answers.iter().map(|bucket| bucket.elsewhere().load());
+        let answers = (0..).zip(&self.answers);
+        let answers = answers.map(|(number, bucket)| bucket.elsewhere(number).load());
         [tags.sum(), answers.sum()]
     }
 

@@ -194,7 +194,7 @@ impl Rig {
             let Some(tags) = self.table.tags(bucket) else {
                 continue;
             };
-            for (way, word) in (0..).zip(tags.tags()) {
+            for (way, word) in tags.tags(bucket) {
                 // As if it were being written: what an earlier connection has left
                 // there is not to be found.
                 if let Some(entry) = self.table.connection(bucket * tag::WORDS + way) {
