@@ -263,8 +263,12 @@ pub struct Life {
     pub version: u32,
 }
 
-/// One connection: an entry of the `CONNECTIONS` table, found by way of the
-/// table of [`tag`]s, where it has the same place.
+/// One connection: an entry of the `CONNECTIONS` table.
+///
+/// Sixteen entries are a bucket; fifteen of them are connections', and one, which is
+/// another in each bucket ([`tag::own`]), holds their [`tag`]s in its second half,
+/// and zeros in its first. So tags and connections of a bucket lie in one page of
+/// memory.
 ///
 /// It is shared by all CPUs and by the controller, which maps the table, and
 /// nobody locks it: see `lb_ebpf::connections` for who writes what when. What
@@ -302,6 +306,20 @@ pub struct Connection {
     pub high: [[Word<u32>; 3]; 3],
     /// Always zero.
     pub rest: [Word<u32>; 7],
+}
+
+impl Connection {
+    /// The tags, where this is the entry of its bucket that holds them.
+    #[inline(always)]
+    pub const fn tags(&self) -> &TagBucket {
+        let place: *const Self = self;
+        // SAFETY: the second half of the entry.
+        let half = unsafe { place.byte_add(size_of::<TagBucket>()) };
+        let tags: *const TagBucket = half.cast();
+        // SAFETY: words that are accessed whole, as the ones of the entry are, with
+        // the same alignment and within it.
+        unsafe { &*tags }
+    }
 }
 
 /// Marks in the high half of [`Connection::service`].
@@ -362,8 +380,8 @@ pub struct NextHop {
     pub rest: [Word<u32>; 6],
 }
 
-/// A bucket of the `TAGS` table, a line of the cache. The place of a tag is the
-/// bucket's number times [`tag::WORDS`], and its number in the bucket.
+/// The tags of a bucket, a line of the cache. The place of a tag is the bucket's
+/// number times [`tag::WORDS`], and its number in the bucket.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct TagBucket(pub [Word<u32>; tag::WORDS as usize]);
@@ -630,7 +648,7 @@ pub struct Settings {
     /// By how many bits ticks are shifted to make the coarse stamp of a tag
     /// ([`tag`]): about half a second.
     pub stamp_shift: u32,
-    /// How many buckets the `TAGS` table has.
+    /// How many buckets the `CONNECTIONS` table has.
     pub tag_buckets: u32,
     /// How many buckets the `ANSWERS` table has.
     pub answer_buckets: u32,
@@ -727,6 +745,7 @@ const _: () = {
     assert!(size_of::<Backend>() == 24);
     assert!(size_of::<Connection>() == 128 && align_of::<Connection>() == 64);
     assert!(size_of::<TagBucket>() == 64);
+    assert!(size_of::<Connection>() == 2 * size_of::<TagBucket>());
     assert!(size_of::<AnswerBucket>() == 64);
     assert!(size_of::<FlowKey>() == 40);
     assert!(size_of::<Flow>() == 80);

@@ -1,13 +1,13 @@
 //! The table of connections: how one is found, begun, and taken away.
 //!
-//! Three arrays of fixed size stand in shared memory ([`Memory`]). The data path
+//! Two arrays of fixed size stand in shared memory ([`Memory`]). The data path
 //! on all CPUs and the controller work on them at the same time, and nobody
 //! locks anything.
 //!
 //! ```text
-//! TAGS         buckets of 15 words: hash | stamp | class       (one cache line)
-//! CONNECTIONS  an entry at the same place: ends, backend, life (one line for IPv4)
-//! ANSWERS      buckets of 7 words: hash | place                (nat and full-nat)
+//! CONNECTIONS  buckets of 15 entries: ends, backend, life       (one line for IPv4)
+//!              and of as many tags: hash | stamp | class        (one cache line)
+//! ANSWERS      buckets of 7 words: hash | place                 (nat and full-nat)
 //! ```
 //!
 //! **Finding.** A connection can stand in two buckets, which the hash of its ends
@@ -51,11 +51,16 @@ pub trait Memory {
     /// How large the arrays are.
     fn shape(&self) -> Shape;
 
-    /// The bucket of tags with this number, if there are as many.
-    fn tags(&self, bucket: u32) -> Option<&TagBucket>;
-
     /// The connection at this place, if there are as many.
     fn connection(&self, place: u32) -> Option<&Connection>;
+
+    /// The tags of the bucket with this number, if there are as many.
+    #[inline(always)]
+    fn tags(&self, bucket: u32) -> Option<&TagBucket> {
+        let first = bucket.wrapping_mul(tag::WORDS);
+        let entry = self.connection(first.wrapping_add(tag::own(bucket)));
+        entry.map(Connection::tags)
+    }
 
     /// The bucket of answers with this number, if there are as many.
     fn answers(&self, bucket: u32) -> Option<&AnswerBucket>;
@@ -82,7 +87,7 @@ pub trait Memory {
 /// How large the arrays of a table are, and what its hash begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// How many buckets of tags.
+    /// How many buckets of connections.
     pub tag_buckets: u32,
     /// How many buckets of answers.
     pub answer_buckets: u32,
@@ -131,10 +136,11 @@ impl Hash {
         (((self.0 & 0xffff_ffff) * of as u64) >> 32) as u32
     }
 
-    /// Another one, mostly.
+    /// Another one, mostly. Of the same half of the hash, the other way round: the
+    /// other half tells apart who is in one bucket.
     #[inline(always)]
     const fn second(self, of: u32) -> u32 {
-        (((self.0 >> 32) * of as u64) >> 32) as u32
+        (((self.0 as u32).rotate_left(16) as u64 * of as u64) >> 32) as u32
     }
 
     /// The bits in a tag.

@@ -25,8 +25,8 @@ use aya_log::EbpfLogger;
 use bytemuck::{bytes_of, pod_read_unaligned};
 use lb_common::abi::{
     ABI_VERSION, ANSWER_WAYS, Affinity, AffinityKey, AnswerBucket, Backend, Connection, DropKey,
-    Endpoint, Fragment, FragmentKey, NextHop, Party, Policy, Settings, TagBucket, Tagged, Traffic,
-    backend, hop, role, shared, sieve, tag,
+    Endpoint, Fragment, FragmentKey, NextHop, Party, Policy, Settings, Tagged, Traffic, backend,
+    hop, role, shared, sieve, tag,
 };
 
 use lb_ebpf::Displaced;
@@ -59,7 +59,7 @@ use sequences::Sequences;
 pub static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf.o"));
 
 /// The maps that are pinned: name, size of a key, size of a value.
-const PINNED: [(&str, usize, usize); 22] = [
+const PINNED: [(&str, usize, usize); 21] = [
     ("ENDPOINTS", size_of::<Endpoint>(), size_of::<Party>()),
     ("BACKENDS", 4, size_of::<Backend>()),
     ("SEQUENCES", 4, 4),
@@ -70,7 +70,6 @@ const PINNED: [(&str, usize, usize); 22] = [
         size_of::<Affinity>(),
     ),
     ("SIEVE", 4, 8),
-    ("TAGS", 4, size_of::<TagBucket>()),
     ("CONNECTIONS", 4, size_of::<Connection>()),
     ("ANSWERS", 4, size_of::<AnswerBucket>()),
     ("LIVE", 4, 8),
@@ -138,7 +137,7 @@ impl Sizes {
         }
     }
 
-    /// How many buckets of tags: with half as many places again as connections,
+    /// How many buckets of connections: with half as many places again as connections,
     /// a connection that finds none is one in millions.
     pub const fn tag_buckets(self) -> u32 {
         (self.flows + self.flows / 2).div_ceil(tag::WAYS)
@@ -294,7 +293,6 @@ impl Dataplane {
         let mut loader = EbpfLoader::new();
         for (name, _, _) in PINNED {
             let entries = match name {
-                "TAGS" => settings.tag_buckets,
                 "CONNECTIONS" => settings.tag_buckets * tag::WORDS,
                 "ANSWERS" => settings.answer_buckets,
                 name => sizes.entries(name),

@@ -116,16 +116,15 @@ fn the_tables_have_the_room_that_was_asked_for() -> anyhow::Result<()> {
     let reserve = pins.room("FRAGMENTS") - SIZES.flows / 8;
     assert!(reserve > 0, "for the free entries of each CPU");
     // Half as many places again as connections, and three times as many for answers.
-    let buckets = (SIZES.flows * 3 / 2).div_ceil(16);
+    let buckets = (SIZES.flows * 3 / 2).div_ceil(15);
     let rooms = [
         ("ENDPOINTS", 2 * SIZES.services + SIZES.backends),
         ("BACKENDS", SIZES.backends),
         ("SEQUENCES", SIZES.services),
         ("POLICIES", SIZES.services),
         ("AFFINITIES", SIZES.flows / 4 + reserve),
-        ("TAGS", buckets),
         ("CONNECTIONS", 16 * buckets),
-        ("ANSWERS", 3 * SIZES.flows / 8),
+        ("ANSWERS", (3 * SIZES.flows).div_ceil(7)),
         ("LIVE", SIZES.backends),
         ("FRAGMENT_IDS", 1_024),
         ("INTERFACES", 4_096),

@@ -9,8 +9,7 @@ use anyhow::{Result, ensure};
 use bytemuck::Zeroable;
 use lb_common::abi::{
     Affinity, AffinityKey, AnswerBucket, Backend, Connection, DropKey, Endpoint, Flow, FlowKey,
-    Fragment, FragmentKey, NextHop, Party, Policy, Settings, TagBucket, Tagged, hop, shared, sieve,
-    tag,
+    Fragment, FragmentKey, NextHop, Party, Policy, Settings, Tagged, hop, shared, sieve, tag,
 };
 use lb_common::verdict::Action;
 use lb_common::{Address, Be16, Verdict, Word};
@@ -93,7 +92,6 @@ pub struct HostTables {
     policies: HashMap<u32, Policy>,
     sieve: BTreeMap<u32, u64>,
     headroom: usize,
-    tags: Vec<TagBucket>,
     connections: Vec<Connection>,
     answers: Vec<AnswerBucket>,
     live: Vec<Word<u64>>,
@@ -135,7 +133,6 @@ impl HostTables {
                 .collect(),
             sieve: world.sieve(),
             headroom: world.headroom,
-            tags: many(world.settings.tag_buckets),
             connections: many(world.settings.tag_buckets * tag::WORDS),
             answers: many(world.settings.answer_buckets),
             live: many(ROOM),
@@ -238,10 +235,6 @@ impl Memory for HostTables {
             answer_buckets: self.settings.answer_buckets,
             seed: self.settings.seed,
         }
-    }
-
-    fn tags(&self, bucket: u32) -> Option<&TagBucket> {
-        self.tags.get(bucket as usize)
     }
 
     fn connection(&self, place: u32) -> Option<&Connection> {

@@ -251,7 +251,6 @@ impl Load {
         for table in ["FRAGMENTS", "AFFINITIES"] {
             loader.map_max_entries(table, ENTRIES);
         }
-        loader.map_max_entries("TAGS", settings.tag_buckets);
         loader.map_max_entries("CONNECTIONS", settings.tag_buckets * tag::WORDS);
         loader.map_max_entries("ANSWERS", settings.answer_buckets);
         for table in [

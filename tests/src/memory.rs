@@ -10,7 +10,6 @@ use lb_ebpf::{Memory, Shape, connections};
 /// See the module.
 pub struct SharedMemory {
     shape: Shape,
-    tags: Vec<TagBucket>,
     connections: Vec<Connection>,
     answers: Vec<AnswerBucket>,
     live: Vec<Word<u64>>,
@@ -21,7 +20,6 @@ impl SharedMemory {
     pub fn new(shape: Shape, backends: u32) -> Self {
         Self {
             shape,
-            tags: many(shape.tag_buckets),
             connections: many(shape.tag_buckets * tag::WORDS),
             answers: many(shape.answer_buckets),
             live: many(backends),
@@ -36,7 +34,7 @@ impl SharedMemory {
     /// The classes of all tags: how many there are of each.
     pub fn classes(&self) -> [usize; 8] {
         let mut classes = [0; 8];
-        for (number, bucket) in (0..).zip(&self.tags) {
+        for (number, bucket) in self.buckets() {
             for (_, word) in bucket.tags(number) {
                 classes[(word.load() & tag::CLASS) as usize] += 1;
             }
@@ -54,12 +52,17 @@ impl SharedMemory {
     /// How many connections, and how many answers, the buckets count elsewhere.
     pub fn elsewhere(&self) -> [u64; 2] {
         let tags = self
-            .tags
-            .iter()
-            .map(|bucket| u64::from(bucket.elsewhere().load()));
+            .buckets()
+            .map(|(number, tags)| u64::from(tags.elsewhere(number).load()));
         let answers = (0..).zip(&self.answers);
         let answers = answers.map(|(number, bucket)| bucket.elsewhere(number).load());
         [tags.sum(), answers.sum()]
+    }
+
+    /// The tags of all buckets.
+    fn buckets(&self) -> impl Iterator<Item = (u32, &TagBucket)> {
+        let numbers = 0..self.shape.tag_buckets;
+        numbers.filter_map(|number| Some((number, self.tags(number)?)))
     }
 
     /// All places with a connection that can be found.
@@ -75,10 +78,6 @@ fn many<T: Default>(count: u32) -> Vec<T> {
 impl Memory for SharedMemory {
     fn shape(&self) -> Shape {
         self.shape
-    }
-
-    fn tags(&self, bucket: u32) -> Option<&TagBucket> {
-        self.tags.get(bucket as usize)
     }
 
     fn connection(&self, place: u32) -> Option<&Connection> {

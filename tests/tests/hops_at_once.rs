@@ -6,7 +6,7 @@ use std::thread;
 
 use lb_common::abi::{
     Affinity, AffinityKey, AnswerBucket, Backend, Connection, Endpoint, Fragment, FragmentKey,
-    NextHop, Party, Policy, Settings, TCP, TagBucket, Tagged, hop,
+    NextHop, Party, Policy, Settings, TCP, Tagged, hop,
 };
 use lb_common::{Address, Be16, Verdict, Word};
 use lb_ebpf::steer::Attribution;
@@ -55,10 +55,6 @@ impl Few {
 impl Memory for Few {
     fn shape(&self) -> Shape {
         self.memory.shape()
-    }
-
-    fn tags(&self, bucket: u32) -> Option<&TagBucket> {
-        self.memory.tags(bucket)
     }
 
     fn connection(&self, place: u32) -> Option<&Connection> {

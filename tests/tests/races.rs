@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use anyhow::{Context as _, Result, ensure};
 use lb_common::abi::{
     Affinity, AffinityKey, AnswerBucket, Backend, Connection, Endpoint, Flow, Fragment,
-    FragmentKey, NextHop, Party, Policy, Settings, TCP, TagBucket, Tagged, forward,
+    FragmentKey, NextHop, Party, Policy, Settings, TCP, Tagged, forward,
 };
 use lb_common::flow::{BACKEND_FIN, CLIENT_FIN, ESTABLISHED};
 use lb_common::{Address, Be16, Verdict, Word};
@@ -204,10 +204,6 @@ impl Memory for Meddled<'_> {
 
     fn shape(&self) -> Shape {
         self.tables.shape()
-    }
-
-    fn tags(&self, bucket: u32) -> Option<&TagBucket> {
-        self.tables.tags(bucket)
     }
 
     fn connection(&self, place: u32) -> Option<&Connection> {

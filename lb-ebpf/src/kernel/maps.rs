@@ -17,8 +17,7 @@ use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{
     Affinity, AffinityKey, AnswerBucket, Backend, Connection, DropKey, Endpoint, Fragment,
-    FragmentKey, NextHop, Party, Policy, Settings, TagBucket, Tagged, Traffic, hop, sequence,
-    shared, sieve,
+    FragmentKey, NextHop, Party, Policy, Settings, Tagged, Traffic, hop, sequence, shared, sieve,
 };
 use lb_common::verdict::{Action, VERDICT_SLOTS, Verdict};
 use lb_common::{Address, Be16, Word};
@@ -38,8 +37,6 @@ static POLICIES: Array<Policy, 1024> = Array::new();
 static AFFINITIES: LruHashMap<AffinityKey, Affinity, 1024> = LruHashMap::new();
 #[btf_map]
 static SIEVE: Array<u64, { sieve::WORDS as usize }> = Array::new();
-#[btf_map]
-static TAGS: Array<TagBucket, 64, MAPPED> = Array::new();
 #[btf_map]
 static CONNECTIONS: Array<Connection, 1024, MAPPED> = Array::new();
 #[btf_map]
@@ -146,11 +143,6 @@ impl Memory for KernelTables<'_> {
             answer_buckets: settings.answer_buckets,
             seed: settings.seed,
         }
-    }
-
-    #[inline(always)]
-    fn tags(&self, bucket: u32) -> Option<&TagBucket> {
-        TAGS.get(bucket)
     }
 
     #[inline(always)]

@@ -12,14 +12,14 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use anyhow::{Context as _, ensure};
 use aya::maps::MapData;
 use lb_common::Word;
-use lb_common::abi::{AnswerBucket, Connection, Flow, FlowKey, TagBucket, tag};
+use lb_common::abi::{AnswerBucket, Connection, Flow, FlowKey, tag};
 use lb_common::flow::{ESTABLISHED, twin_key};
 use lb_ebpf::connections::{self, Claimed, Search};
 use lb_ebpf::{Memory, Shape};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 /// The tables that are mapped.
-pub const MAPPED: [&str; 4] = ["TAGS", "CONNECTIONS", "ANSWERS", "LIVE"];
+pub const MAPPED: [&str; 3] = ["CONNECTIONS", "ANSWERS", "LIVE"];
 
 /// An array map of the kernel as memory.
 pub(super) struct Region<T> {
@@ -117,7 +117,6 @@ pub(super) fn decode(bytes: &[u8; size_of::<Connection>()]) -> Option<(FlowKey, 
 /// The table of connections.
 pub struct Table {
     shape: Shape,
-    tags: Region<TagBucket>,
     connections: Region<Connection>,
     answers: Region<AnswerBucket>,
     live: Region<Word<u64>>,
@@ -129,21 +128,19 @@ impl Table {
         seed: u32,
         table: impl Fn(&str) -> anyhow::Result<&'a MapData>,
     ) -> anyhow::Result<Self> {
-        let [tags, connections, answers, live] = MAPPED;
-        let tags: Region<TagBucket> = Region::map(table(tags)?)?;
+        let [connections, answers, live] = MAPPED;
         let connections: Region<Connection> = Region::map(table(connections)?)?;
         let answers: Region<AnswerBucket> = Region::map(table(answers)?)?;
         ensure!(
-            tags.length * tag::WORDS == connections.length,
-            "the tables of tags and of connections do not fit together"
+            connections.length.is_multiple_of(tag::WORDS),
+            "the table of connections does not consist of whole buckets"
         );
         Ok(Self {
             shape: Shape {
-                tag_buckets: tags.length,
+                tag_buckets: connections.length / tag::WORDS,
                 answer_buckets: answers.length,
                 seed,
             },
-            tags,
             connections,
             answers,
             live: Region::map(table(live)?)?,
@@ -209,10 +206,6 @@ impl Table {
 impl Memory for Table {
     fn shape(&self) -> Shape {
         self.shape
-    }
-
-    fn tags(&self, bucket: u32) -> Option<&TagBucket> {
-        self.tags.at(bucket)
     }
 
     fn connection(&self, place: u32) -> Option<&Connection> {

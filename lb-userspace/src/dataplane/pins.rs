@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use aya::maps::{Array, Map, MapData, MapError, MapInfo};
-use lb_common::abi::{Settings, shared};
+use lb_common::abi::{Settings, shared, tag};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
@@ -84,7 +84,7 @@ pub(super) fn adopt(folder: &Path, settings: &mut Settings) -> anyhow::Result<Si
         }
         entries.insert(name, info.max_entries());
     }
-    settings.tag_buckets = entries["TAGS"];
+    settings.tag_buckets = entries["CONNECTIONS"] / tag::WORDS;
     settings.answer_buckets = entries["ANSWERS"];
     let [seed, flows] = shared_words(folder, [shared::SEED, shared::FLOWS])?;
     settings.seed = seed;

@@ -237,7 +237,7 @@ impl Report {
 }
 
 /// What the table of connections consists of.
-const FLOW_TABLES: [&str; 3] = ["TAGS", "CONNECTIONS", "ANSWERS"];
+const FLOW_TABLES: [&str; 2] = ["CONNECTIONS", "ANSWERS"];
 
 /// `1,234,567` of 1234567.
 fn whole(bytes: u64) -> String {

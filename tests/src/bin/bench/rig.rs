@@ -178,9 +178,9 @@ impl Rig {
 
     fn free(&self) -> u32 {
         let buckets = 0..self.table.shape().tag_buckets;
-        let tags = buckets.filter_map(|bucket| self.table.tags(bucket));
-        let words = tags.flat_map(|tags| tags.tags());
-        let free = words.filter(|word| word.load() & tag::CLASS == tag::FREE);
+        let tags = buckets.filter_map(|bucket| Some((bucket, self.table.tags(bucket)?)));
+        let words = tags.flat_map(|(bucket, tags)| tags.tags(bucket));
+        let free = words.filter(|(_, word)| word.load() & tag::CLASS == tag::FREE);
         u32::try_from(free.count()).unwrap_or(u32::MAX)
     }
 
