@@ -128,10 +128,10 @@ fn a_backend_that_unwraps_tunnels_passes_whatever_the_families() -> Result<()> {
                 probes += 1;
             }
         }
-        // Each was a SYN and a reset.
+        // Each was a SYN and a reset, and on a busy machine some SYN once more.
         let report = decap.stop()?;
         ensure!(
-            unwrapped(&report) == 2 * probes,
+            (2 * probes..3 * probes).contains(&unwrapped(&report)),
             "{probes} probes: {report}"
         );
     }
