@@ -20,3 +20,4 @@ pub mod reconcile;
 pub mod routes;
 pub mod schedule;
 pub mod state;
+pub mod vrrp;

@@ -16,7 +16,7 @@ pub(crate) fn run() -> Result<()> {
 pub(crate) fn lint() -> Result<()> {
     report::step("checking", "formatting");
     shell::run(shell::cargo().args(["fmt", "--all", "--check"]))?;
-    format_schedulers()?;
+    format_others()?;
     docs::run(true)?;
     setup::build_tools()?;
     report::step("checking", "lints");
@@ -39,19 +39,27 @@ pub(crate) fn lint() -> Result<()> {
     lint_program("lb-flood", "flood")
 }
 
-/// The schedulers' files, which a macro names, so that `cargo fmt` does not see
-/// them; rustfmt by itself does.
-fn format_schedulers() -> Result<()> {
-    let folder = shell::root().join("lb-userspace/src/schedule");
-    let files = std::fs::read_dir(&folder)
-        .and_then(|entries| {
-            entries
-                .map(|entry| Ok(entry?.path()))
-                .collect::<std::io::Result<Vec<_>>>()
-        })
-        .with_context(|| format!("cannot list {}", folder.display()))?;
+/// What `cargo fmt` does not see: the schedulers' files, which a macro names, and
+/// the fuzzer's, which are a workspace of their own. rustfmt by itself does.
+fn format_others() -> Result<()> {
     let mut rustfmt = Command::new("rustfmt");
-    shell::run(rustfmt.args(["--check", "--edition", "2024"]).args(files))
+    rustfmt.args(["--check", "--edition", "2024"]);
+    for folder in [
+        "lb-userspace/src/schedule",
+        "fuzz/fuzz_targets",
+        "fuzz/properties",
+    ] {
+        let folder = shell::root().join(folder);
+        let files = std::fs::read_dir(&folder)
+            .and_then(|entries| {
+                entries
+                    .map(|entry| Ok(entry?.path()))
+                    .collect::<std::io::Result<Vec<_>>>()
+            })
+            .with_context(|| format!("cannot list {}", folder.display()))?;
+        rustfmt.args(files);
+    }
+    shell::run(&mut rustfmt)
 }
 
 /// Lints a binary of `lb-ebpf`, which builds with this feature.

@@ -10,6 +10,7 @@ mod charts;
 mod ci;
 mod demo;
 mod docs;
+mod fuzz;
 mod report;
 mod sanitize;
 mod setup;
@@ -44,6 +45,12 @@ enum Task {
     },
     /// Build with AddressSanitizer, and run the data path's tests on the host
     Sanitize,
+    /// Fuzz the readers of what strangers may send
+    Fuzz {
+        /// For how many seconds each
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
     /// Set up, build, and show the balancer at work on real connections (as root)
     Demo,
     /// Set up, build, and measure what a packet costs (as root); see `-- --help`
@@ -80,6 +87,7 @@ fn main() -> ExitCode {
         Task::Bench { arguments } => bench::run(&arguments),
         Task::Charts => charts::run(),
         Task::Sanitize => sanitize::run(),
+        Task::Fuzz { seconds } => fuzz::run(seconds),
         Task::Lint => ci::lint(),
         Task::Ci => ci::run(),
         Task::Docs { check } => docs::run(check),

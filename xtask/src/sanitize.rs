@@ -45,7 +45,7 @@ pub(crate) fn run() -> Result<()> {
 
 /// The target that this machine is. Named on the command line of cargo, it keeps
 /// the sanitizer out of build scripts and macros.
-fn host() -> Result<String> {
+pub(crate) fn host() -> Result<String> {
     let said = shell::output(std::process::Command::new("rustc").arg("-vV"))?;
     said.lines()
         .find_map(|line| line.strip_prefix("host: "))
@@ -53,7 +53,8 @@ fn host() -> Result<String> {
         .context("rustc does not say for which host it is")
 }
 
-fn require_library(host: &str) -> Result<()> {
+/// Whether the toolchain has the sanitizer's library for this machine.
+pub(crate) fn require_library(host: &str) -> Result<()> {
     let sysroot = tools::sysroot(OsStr::new("rustc")).context("rustc does not say where it is")?;
     let folder = sysroot.join("lib/rustlib").join(host).join("lib");
     let libraries =

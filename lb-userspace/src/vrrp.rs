@@ -1,0 +1,5 @@
+//! The pair: which of two balancers is active, by VRRP version 3 (RFC 9568).
+//!
+//! [`packet`] is the message: pure.
+
+pub mod packet;
