@@ -4,7 +4,8 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use crate::packet::{
-    Advertisement, Checksum, Envelope, HOP_LIMIT, Rejected, most_addresses, open_v4, parse,
+    Advertisement, Checksum, Envelope, Expected, HOP_LIMIT, Rejected, most_addresses, open_v4,
+    parse,
 };
 
 /// The virtual router that is listened for.
@@ -31,7 +32,7 @@ pub(crate) fn holds(data: &[u8]) {
     if how & SUMMED != 0 {
         make_right(&envelope, &mut message, how & PLAIN != 0);
     }
-    match parse(&message, &envelope, ROUTER) {
+    match parse(&message, &envelope, Expected::of(ROUTER)) {
         Ok((advertisement, checksum)) => accepted(&message, &envelope, &advertisement, checksum),
         Err(rejected) => refused(&message, &envelope, rejected),
     }
@@ -79,7 +80,7 @@ fn accepted(
         // (0xffff is another way to write the sum 0.)
         assert_eq!(written, message);
     }
-    let again = parse(&written, envelope, ROUTER).expect("it was written here");
+    let again = parse(&written, envelope, Expected::of(ROUTER)).expect("it was written here");
     assert_eq!(again.0, *advertisement);
 }
 

@@ -120,6 +120,25 @@ pub struct Envelope {
     pub hop_limit: u8,
 }
 
+/// What is listened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// The virtual router.
+    pub virtual_router: u8,
+    /// The least TTL or hop limit: 255, but for peers that do not keep to that.
+    pub hop_limit: u8,
+}
+
+impl Expected {
+    /// Advertisements of this virtual router, by the book.
+    pub const fn of(virtual_router: u8) -> Self {
+        Self {
+            virtual_router,
+            hop_limit: HOP_LIMIT,
+        }
+    }
+}
+
 macro_rules! rejections {
     ($($variant:ident $name:literal $help:literal)+) => {
         /// Why an advertisement is ignored, as one flat list: each reason is a
@@ -150,7 +169,7 @@ rejections! {
     Truncated "truncated"
         "The packet ends before its IP header or the first eight bytes of the message do."
     HopLimit "hop_limit"
-        "Its TTL or hop limit is not 255: it was not sent on this link, or somebody pretends."
+        "Its TTL or hop limit is not 255: it was not sent on this link, or somebody pretends. A peer that does not keep to 255 (keepalived over IPv6 by unicast) needs `hop_limit`."
     OtherVersion "other_version"
         "It is of another version than 3. VRRP version 2 is not spoken here: set the peer to version 3."
     OtherType "other_type"
@@ -204,14 +223,14 @@ pub const fn most_addresses(of: IpAddr) -> usize {
     }
 }
 
-/// The message of virtual router `virtual_router` in what followed the IP header,
-/// and what its checksum is over (RFC 9568, section 7.1, in that order).
+/// The message in what followed the IP header, if it is what is expected, and what
+/// its checksum is over (RFC 9568, section 7.1, in that order).
 pub fn parse(
     message: &[u8],
     envelope: &Envelope,
-    virtual_router: u8,
+    expected: Expected,
 ) -> Result<(Advertisement, Checksum), Rejected> {
-    if envelope.hop_limit != HOP_LIMIT {
+    if envelope.hop_limit < expected.hop_limit {
         return Err(Rejected::HopLimit);
     }
     let Some((header, rest)) = message.split_first_chunk::<HEADER>() else {
@@ -244,7 +263,7 @@ pub fn parse(
     let checksum = verified(message, envelope).ok_or(Rejected::BadChecksum)?;
     let interval = u16::from_be_bytes([interval_high, interval_low]) & INTERVAL_BITS;
     let interval = Interval::from_centiseconds(interval).ok_or(Rejected::ZeroInterval)?;
-    if router != virtual_router {
+    if router != expected.virtual_router {
         return Err(Rejected::OtherRouter);
     }
     let advertisement = Advertisement {
