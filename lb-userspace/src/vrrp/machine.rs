@@ -41,10 +41,13 @@
 //! As long as advertisements arrive: from a takeover by preemption, or after a
 //! farewell, until the other has heard of it, that is the delay of the link. If the
 //! other was frozen or killed in that very time, until its lease is over: three
-//! intervals at most, one after a farewell. Whoever takes over because of silence
-//! meets nobody at all, however long the silent one was frozen. While advertisements
-//! are lost nobody can know; once the link heals, each is an end to it, so an
-//! interval and the delay. `tests/pair` holds the machine to all of this.
+//! intervals at most, one after a farewell. (A node that is killed just then, is
+//! back before its lease is over, and is frozen at once, has a second one.) Whoever
+//! takes over because of silence meets nobody, however long the silent one was
+//! frozen, unless that one was frozen for all but its lease and what it says at last
+//! is under way: then until that has arrived. While advertisements are lost nobody
+//! can know; once the link heals, each is an end to it, so an interval and the
+//! delay. `tests/pair` holds the machine to all of this.
 
 use std::net::IpAddr;
 use std::ops::Add;
@@ -181,6 +184,8 @@ pub struct Active {
     pub lease: Moment,
     /// When neighbours are told next.
     pub announcing: Announcing,
+    /// Since when it acts.
+    pub since: Moment,
 }
 
 /// One that goes.
@@ -267,7 +272,7 @@ pub enum Action {
         /// Until when.
         until: Moment,
     },
-    /// Another active node was heard by this one: there were two.
+    /// Another active node was heard by this one, which stays: there were two.
     Rival(Heard),
 }
 
@@ -489,6 +494,7 @@ fn start(config: &Config, lease: Option<Moment>, now: Moment, actions: &mut Vec<
                     last: now,
                     next: None,
                 },
+                since: now,
             })
         }
         Some(_) | None if config.priority == OWNER => {
@@ -550,6 +556,7 @@ fn become_active(config: &Config, taken: Taken, now: Moment, actions: &mut Vec<A
         adver: now + config.interval.duration(),
         lease,
         announcing: Announcing::begin(now),
+        since: now,
     })
 }
 
@@ -650,7 +657,6 @@ fn contend(
         // "Send an ADVERTISEMENT, Reset the Adver_Timer to Advertisement_Interval".
         return State::Active(advertise(config, active, now, actions));
     }
-    actions.push(Action::Rival(heard));
     let rank = (heard.priority, heard.source);
     if rank > (config.priority, config.address) {
         // "If the Priority in the ADVERTISEMENT is greater than the local Priority
@@ -671,7 +677,11 @@ fn contend(
     } else {
         // "Discard the ADVERTISEMENT, Send an ADVERTISEMENT immediately to assert
         // the Active state to the sending VRRP Router and to update any learning
-        // bridges": and neighbours, who may have learnt the other's.
+        // bridges": and neighbours, who may have learnt the other's. One that has just
+        // preempted expects to hear the one before; later, there were two.
+        if active.since + config.interval.duration() * 2 < now {
+            actions.push(Action::Rival(heard));
+        }
         actions.push(Action::Send {
             priority: config.priority,
         });

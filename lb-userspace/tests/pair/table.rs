@@ -161,6 +161,7 @@ fn active() -> Active {
         adver: at(10_500),
         lease: at(12_500),
         announcing: told(6_000),
+        since: at(1_000),
     }
 }
 
@@ -173,6 +174,7 @@ fn new_active() -> State {
             last: at(NOW),
             next: Some((at(10_050), Duration::from_millis(50))),
         },
+        since: at(NOW),
     })
 }
 
@@ -250,6 +252,7 @@ fn initialize() -> Vec<Row> {
         adver: at(11_000),
         lease: at(10_300),
         announcing: told(NOW),
+        since: at(NOW),
     });
     vec![
         row(
@@ -644,7 +647,6 @@ fn active_rows() -> Vec<Row> {
                 ..listening(heard.interval)
             }),
             vec![
-                Action::Rival(heard),
                 Action::ReleaseAddresses(Released::Outranked(heard)),
                 send(100),
             ],
@@ -707,6 +709,23 @@ fn active_rows() -> Vec<Row> {
             Event::Received(heard(3, 99)),
             again,
             asserted(heard(3, 99)),
+        ),
+        row(
+            "6.4.3: the same, of one that has just preempted: there were no two",
+            State::Active(Active {
+                since: at(8_000),
+                ..active()
+            }),
+            Event::Received(heard(3, 99)),
+            State::Active(Active {
+                since: at(8_000),
+                announcing: Announcing {
+                    last: at(NOW),
+                    next: Some((at(10_050), Duration::from_millis(50))),
+                },
+                ..active()
+            }),
+            vec![send(100), Action::Announce],
         ),
         nothing("no paragraph: it takes part already", state, STARTUP),
     ]
