@@ -87,6 +87,8 @@ pub fn router(shared: Shared) -> Router {
         .route("/v1/flows", get(flows))
         .route("/v1/drops", get(drops))
         .route("/v1/events", get(events::events))
+        .route("/v1/ha", get(ha))
+        .route("/v1/ha/yield", post(yield_role))
         .route("/v1/reload", post(reload))
         .fallback(unknown)
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -118,6 +120,18 @@ async fn unknown() -> Refusal {
 
 async fn status(State(shared): State<Shared>) -> Answer<types::Status> {
     Ok(Json(view::status(&*shared.controller.lock().await)))
+}
+
+async fn ha(State(shared): State<Shared>) -> Answer<types::Ha> {
+    Ok(Json(view::ha(&*shared.controller.lock().await)?))
+}
+
+async fn yield_role(State(shared): State<Shared>) -> Answer<Changed> {
+    let message = shared.controller.lock().await.yield_role()?;
+    Ok(Json(Changed {
+        message,
+        backend: None,
+    }))
 }
 
 async fn services(State(shared): State<Shared>) -> Answer<Vec<types::ServiceSummary>> {

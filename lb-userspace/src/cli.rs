@@ -18,6 +18,7 @@ mod decap;
 mod drops;
 mod events;
 mod flows;
+mod ha;
 mod output;
 mod overrides;
 mod reload;
@@ -136,6 +137,8 @@ enum Request {
     Flows(flows::Flows),
     Drops(drops::Drops),
     Events(events::Events),
+    #[command(subcommand)]
+    Ha(ha::Ha),
 }
 
 /// What requests need: the daemon, and a place for results.
@@ -199,6 +202,7 @@ impl Request {
             Self::Flows(flows) => flows.obey(context).await,
             Self::Drops(drops) => drops.obey(context).await,
             Self::Events(events) => events.obey(context).await,
+            Self::Ha(ha) => ha.obey(context).await,
         }
     }
 }

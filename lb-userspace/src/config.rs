@@ -24,6 +24,7 @@
 //! wrong, and `report` shows it.
 
 mod fault;
+mod ha;
 mod keys;
 mod read;
 mod report;
@@ -38,9 +39,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use fault::{Expected, Fault, Unusable};
+pub use ha::Ha;
 pub use report::{ConfigErrors, Place, Problem};
 pub use value::Prefix;
-pub use words::{CheckKind, Forward, OnDown, Protocol, Via, XdpMode};
+pub use words::{CheckKind, Forward, HaChecksum, OnDown, Protocol, Via, XdpMode};
 
 use crate::schedule::Scheduler;
 
@@ -57,6 +59,8 @@ pub struct Config {
     pub node: Node,
     /// When a silent connection is over.
     pub timeouts: Timeouts,
+    /// With whom it shares its addresses, if it does.
+    pub ha: Option<Ha>,
     /// What it balances, in the order of the file.
     pub services: Vec<Service>,
 }

@@ -35,9 +35,11 @@ use crate::state::{self, State};
 mod commands;
 mod differences;
 mod interfaces;
+mod pair;
 mod records;
 
 pub use interfaces::{Interfaces, prepare_host};
+pub use pair::Pair;
 
 use differences::differences;
 
@@ -124,6 +126,8 @@ pub struct Controller {
     neighbours: Neighbours,
     #[expect(dead_code, reason = "listens until it is dropped")]
     routes: Routes,
+    /// This node as one of a pair, once it takes part.
+    pub pair: Option<Pair>,
 }
 
 /// A second's worth of traffic.
@@ -187,6 +191,7 @@ impl Controller {
             interfaces,
             neighbours,
             routes,
+            pair: None,
         })
     }
 
@@ -240,6 +245,7 @@ impl Controller {
         self.record_resets(&before);
         self.collector.set_timeouts(config.timeouts);
         self.config = config;
+        self.judge_fitness();
         if self.state.overrides != overrides {
             self.state.overrides = overrides;
             self.save()?;
@@ -314,6 +320,12 @@ impl Controller {
                 "node.{setting} differs: it takes effect after a restart"
             ));
         }
+        if pair::keep_ha(&mut config.ha, &self.config.ha) {
+            changes.push(
+                "[ha] differs in more than `addresses` and `track`: it takes effect after a restart"
+                    .to_owned(),
+            );
+        }
         for name in &config.node.interfaces {
             // One that is away is waited for; a new one must be there.
             if !self.config.node.interfaces.contains(name) {
@@ -334,6 +346,7 @@ impl Controller {
         self.save()?;
         self.take_addresses().await?;
         self.drop_stale_addresses().await?;
+        self.pair_looks().await;
         changes.extend(differences(&before, &self.desired));
         if old.timeouts != self.config.timeouts {
             changes.push("the timeouts of silent connections are others".to_owned());
@@ -360,11 +373,16 @@ impl Controller {
         Ok(())
     }
 
+    /// The addresses that belong on this host now.
     fn wanted_addresses(&self) -> BTreeSet<IpAddr> {
-        self.config
-            .services
-            .iter()
+        if !self.may_hold() {
+            return BTreeSet::new();
+        }
+        let of_services = self.config.services.iter();
+        let of_pair = self.config.ha.iter().flat_map(|ha| ha.addresses.iter());
+        of_services
             .map(|service| service.listen.ip())
+            .chain(of_pair.copied())
             .collect()
     }
 

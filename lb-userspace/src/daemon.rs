@@ -36,6 +36,7 @@ use crate::host::{self, forwarding};
 use crate::links::Watcher;
 use crate::neighbours::Neighbours;
 use crate::state;
+use crate::vrrp;
 
 /// Without a packet for this long, a flow's port may be taken for another.
 const IDLE_SECONDS: u32 = 3_600;
@@ -263,7 +264,10 @@ async fn start(
     if let Some(handover) = handover {
         guard.complete(handover)?;
     }
-    guard.drop_stale_addresses().await?;
+    if guard.config.ha.is_none() {
+        // In a pair the role decides.
+        guard.drop_stale_addresses().await?;
+    }
     drop(guard);
     Ok(controller)
 }
@@ -346,6 +350,7 @@ async fn attend(
     let links = Watcher::start()?;
     // What changed between the start's look and now.
     controller.lock().await.interfaces_changed().await;
+    let mut pair = controller.lock().await.start_pair().await?;
     let mut second = interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(MissedTickBehavior::Skip);
     tell_of_start(&*controller.lock().await);
@@ -369,11 +374,13 @@ async fn attend(
                     warn!("{error}");
                 }
             }
+            Some(report) = reported(&mut pair) => controller.lock().await.pair_reported(report).await,
             () = links.changed() => controller.lock().await.interfaces_changed().await,
             _ = second.tick() => {
                 let mut controller = controller.lock().await;
                 controller.sample();
                 controller.attend_interfaces().await;
+                controller.attend_pair().await;
             }
             _ = signals.hangup.recv() => {
                 // What comes of it the controller tells.
@@ -383,12 +390,28 @@ async fn attend(
             _ = signals.interrupt.recv() => break,
         }
     }
+    if let Err(error) = controller.lock().await.leave_pair().await {
+        error!("{error:#}");
+    }
     server.abort();
     if options.detach_on_exit {
         detach(&mut *controller.lock().await).await
+    } else if controller.lock().await.config.ha.is_some() {
+        info!("stopping; the services' addresses are left to the other node");
+        Ok(())
     } else {
         info!("stopping; forwarding goes on without the daemon");
         Ok(())
+    }
+}
+
+/// What the driver of the pair says next; never anything where there is none.
+async fn reported(
+    pair: &mut Option<mpsc::Receiver<vrrp::driver::Report>>,
+) -> Option<vrrp::driver::Report> {
+    match pair {
+        Some(reports) => reports.recv().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -156,6 +156,20 @@ kinds! {
         "No client has been turned away for want of a backend for a while."
     FloodBegins "flood_begins" Alert
         "Handshakes come faster than they are finished, and displace each other: a SYN flood, or backends that do not answer. Established connections are not touched."
+    HaActive "ha_active" Info
+        "This node of the pair is active: it has the services' addresses."
+    HaPassive "ha_passive" Info
+        "This node of the pair is passive: the services' addresses are another's."
+    HaRival "ha_rival" Alert
+        "Two nodes of the pair were active at once. One gives way as soon as they hear each other; if it comes again, look for what is lost between them."
+    HaApart "ha_apart" Warning
+        "This node takes no part in the pair, because it cannot speak on the link; the sentence says why. It tries again every second."
+    HaOnLink "ha_on_link" Info
+        "This node takes part in the pair."
+    HaUnfit "ha_unfit" Warning
+        "This node is not fit to be active and gives way to another that is; the sentence says why."
+    HaFit "ha_fit" Info
+        "This node is fit to be active again."
     FloodEnds "flood_ends" Info
         "Handshakes have been displacing each other no longer for a while."
 }

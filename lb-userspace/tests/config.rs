@@ -7,10 +7,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use lb_userspace::config::{
-    self, Backend, Check, CheckKind, Config, ConfigErrors, Fault, Forward, MAX_FILE_BYTES, Node,
-    OnDown, Protocol, Service, Timeouts, TunnelSources, Via, XdpMode, value,
+    self, Backend, Check, CheckKind, Config, ConfigErrors, Fault, Forward, Ha, HaChecksum,
+    MAX_FILE_BYTES, Node, OnDown, Protocol, Service, Timeouts, TunnelSources, Via, XdpMode, value,
 };
 use lb_userspace::schedule::{self, Scheduler};
+use lb_userspace::vrrp::net::Family;
+use lb_userspace::vrrp::packet::Interval;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
@@ -35,6 +37,19 @@ closing = "1m"
 closed = "30s"
 udp = "2m"
 udp_unanswered = "10s"
+
+[ha]
+interface = "eth1"
+vrid = 51
+priority = 150
+interval = "250ms"
+preempt = false
+preempt_delay = "1m"
+peers = ["10.0.0.3"]
+addresses = ["203.0.113.99"]
+checksum = "plain"
+hop_limit = 64
+track = ["eth0"]
 
 [[service]]
 name = "web"
@@ -215,9 +230,23 @@ fn every_key_means_what_it_says() {
             v6: value::prefix("", "100:0:0:1::/96").expect("a prefix"),
         },
     };
+    let ha = Ha {
+        interface: "eth1".into(),
+        vrid: 51,
+        priority: 150,
+        interval: Interval::from_centiseconds(25).expect("it fits"),
+        preempt: false,
+        preempt_delay: Duration::from_secs(60),
+        peers: vec!["10.0.0.3".parse().expect("an address")],
+        addresses: vec!["203.0.113.99".parse().expect("an address")],
+        checksum: HaChecksum::Plain,
+        hop_limit: 64,
+        track: vec!["eth0".into()],
+    };
     let expected = Config {
         node,
         timeouts,
+        ha: Some(ha),
         services: vec![web, dns, direct, far],
     };
     assert_eq!(parse(&everything()), Ok(expected));
@@ -242,8 +271,10 @@ fn what_is_not_said_has_its_default() {
     let Config {
         node,
         timeouts,
+        ha,
         services,
     } = parse(text).expect("valid");
+    assert_eq!(ha, None);
     let expected = Node {
         name: "this-host".into(),
         interfaces: vec!["eth0".into()],
@@ -288,6 +319,79 @@ fn every_scheduler_can_be_named_and_a_timeout_by_itself() {
     }
 }
 
+/// A pair whose section ends so, with these services' addresses.
+fn pair(rest: &str, listens: &[&str]) -> Config {
+    let services: String = listens
+        .iter()
+        .enumerate()
+        .map(|(place, listen)| format!("[[service]]\nname = \"s{place}\"\nlisten = \"{listen}\"\n"))
+        .collect();
+    let ha = "[ha]\ninterface = \"eth0\"\nvrid = 51\npriority = 150\n";
+    let text = format!("[node]\ninterfaces = [\"eth0\"]\n{ha}{rest}\n{services}");
+    parse(&text).expect("valid")
+}
+
+#[test]
+fn a_pair_of_which_little_is_said_has_its_defaults() {
+    let ha = pair("", &["203.0.113.10:80"])
+        .ha
+        .expect("there is a section");
+    let expected = Ha {
+        interface: "eth0".into(),
+        vrid: 51,
+        priority: 150,
+        interval: Interval::from_centiseconds(10).expect("it fits"),
+        preempt: true,
+        preempt_delay: Duration::ZERO,
+        peers: vec![],
+        addresses: vec![],
+        checksum: HaChecksum::Auto,
+        hop_limit: 255,
+        track: vec![],
+    };
+    assert_eq!(ha, expected);
+}
+
+#[test]
+fn nodes_speak_the_family_of_their_peers_else_that_of_an_address() {
+    let family = |rest, listens: &[&str]| {
+        let config = pair(rest, listens);
+        config
+            .ha
+            .expect("there is a section")
+            .family(&config.services)
+    };
+    let both = ["[2001:db8::10]:80", "203.0.113.10:80"];
+    assert_eq!(family("", &both), Family::V4);
+    assert_eq!(family("", &both[..1]), Family::V6);
+    assert_eq!(family("peers = [\"fe80::3\"]", &both), Family::V6);
+    assert_eq!(family("addresses = [\"10.0.0.9\"]", &both[..1]), Family::V4);
+}
+
+#[test]
+fn advertisements_name_each_address_of_the_family_once_and_no_more_than_fit() {
+    let many: Vec<String> = (0..100)
+        .map(|last| format!("\"2001:db8::{last:x}\"").replace("::0\"", "::ffff\""))
+        .collect();
+    let rest = format!("addresses = [\"fe80::51\", {}]", many.join(", "));
+    let config = pair(
+        &rest,
+        &["[2001:db8::1]:80", "[2001:db8::1]:443", "203.0.113.10:80"],
+    );
+    let ha = config.ha.expect("there is a section");
+    assert_eq!(ha.protected(&config.services).len(), 102);
+    assert_eq!(ha.family(&config.services), Family::V4);
+    assert_eq!(ha.advertised(&config.services).len(), 1);
+    let over_v6 = Ha {
+        peers: vec!["fe80::3".parse().expect("an address")],
+        ..ha
+    };
+    let advertised = over_v6.advertised(&config.services);
+    assert_eq!(advertised.len(), 90);
+    let first: std::net::IpAddr = "fe80::51".parse().expect("an address");
+    assert_eq!(advertised[0], first, "as RFC 9568, section 5.2.9 has it");
+}
+
 #[test]
 fn a_short_interval_shortens_the_timeout_that_is_not_said() {
     let check = "[service.check]\ninterval = \"200ms\"\n";
@@ -324,7 +428,7 @@ fn what_is_said_about_bad_files() {
         };
         assert_eq!(said, expected.trim_end_matches('\n'), "{title}");
     }
-    assert_eq!(cases, 61);
+    assert_eq!(cases, 65);
 }
 
 #[test]
@@ -335,8 +439,8 @@ fn a_fault_fits_into_one_line_too() {
     let errors = parse(&text).expect_err("two faults");
     let lines: Vec<String> = errors.lines().collect();
     let expected = [
-        "lb.toml:40: `port` must be 1 to 65535, not 0",
-        "lb.toml:49: unknown key `wieght`",
+        "lb.toml:53: `port` must be 1 to 65535, not 0",
+        "lb.toml:62: unknown key `wieght`",
     ];
     assert_eq!(lines, expected);
 }

@@ -4,6 +4,7 @@
 //! so that nothing is lost between the two. Names are part of the interface;
 //! fields are only ever added.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -37,7 +38,8 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// Whether the daemon adopted flows and schedules that were already there.
     pub adopted: bool,
-    /// The role in a pair: `standalone`.
+    /// The role in a pair: `initialize`, `backup`, `active` or `leaving`; else
+    /// `standalone`.
     pub ha_state: String,
     /// Where the program is attached.
     pub interfaces: Vec<Interface>,
@@ -49,6 +51,68 @@ pub struct Status {
     pub flows: FlowCounts,
     /// Changes made at run time that differ from the file.
     pub overrides: usize,
+}
+
+/// `GET /v1/ha`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Ha {
+    /// `initialize`, `backup`, `active` or `leaving`.
+    pub state: String,
+    /// Since when.
+    pub since_seconds: u64,
+    /// Why this node takes no part, if it does not.
+    pub apart: Option<String>,
+    /// Why this node is not fit to be active, if it is not.
+    pub unfit: Option<String>,
+    /// The interface by which nodes hear each other.
+    pub interface: String,
+    /// The number of the virtual router.
+    pub vrid: u8,
+    /// The priority now; 1 while this node is not fit.
+    pub priority: u8,
+    /// The priority in the file.
+    pub configured_priority: u8,
+    /// From one advertisement of this node to the next.
+    pub interval_ms: u64,
+    /// Whether it takes over from one of lower priority.
+    pub preempt: bool,
+    /// From where it speaks.
+    pub source: Option<IpAddr>,
+    /// To whom, if not to the group.
+    pub peers: Vec<IpAddr>,
+    /// What moves with the role.
+    pub addresses: Vec<IpAddr>,
+    /// The advertisement that was heard last. Passive nodes send none.
+    pub heard: Option<HaHeard>,
+    /// How often it became active or stopped being so.
+    pub transitions: u64,
+    /// Advertisements that went out.
+    pub sent: u64,
+    /// Advertisements that could not be sent.
+    pub unsent: u64,
+    /// Advertisements that came in and were understood.
+    pub received: u64,
+    /// Those that were ignored, by why.
+    pub rejected: BTreeMap<String, u64>,
+    /// What the checksum over IPv4 is made over: `pseudo-header` or `plain`.
+    pub checksum: String,
+    /// By how many microseconds it was late, at most.
+    pub latest_us: u64,
+    /// Whether its thread has real-time priority.
+    pub real_time: bool,
+}
+
+/// An advertisement that was heard.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HaHeard {
+    /// Who sent it.
+    pub source: IpAddr,
+    /// The priority in it.
+    pub priority: u8,
+    /// The interval in it.
+    pub interval_ms: u64,
+    /// How long ago.
+    pub age_ms: u64,
 }
 
 /// An interface of the configuration.

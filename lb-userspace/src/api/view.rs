@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use lb_common::abi::{Flow, NOBODY, TCP};
 use lb_common::flow::{BACKEND_FIN, CLIENT_FIN, ended};
@@ -11,7 +11,7 @@ use lb_common::{Action, Verdict, abi};
 
 use super::types;
 use crate::config::{CheckKind, Via};
-use crate::controller::Controller;
+use crate::controller::{Controller, Refusal};
 use crate::dataplane::{Mode, Table};
 use crate::events::Journal;
 use crate::events::ring::Page;
@@ -19,6 +19,7 @@ use crate::health::{State, TargetId};
 use crate::host;
 use crate::model::offer::Standing;
 use crate::schedule::WHOLE;
+use crate::vrrp::packet::Checksum;
 
 /// `GET /v1/status`
 pub(super) fn status(controller: &Controller) -> types::Status {
@@ -28,7 +29,11 @@ pub(super) fn status(controller: &Controller) -> types::Status {
         pid: std::process::id(),
         uptime_seconds: controller.started.elapsed().as_secs(),
         adopted: controller.adopted,
-        ha_state: "standalone".to_owned(),
+        ha_state: controller
+            .pair
+            .as_ref()
+            .map_or("standalone", |pair| pair.status().state.word())
+            .to_owned(),
         interfaces: controller
             .attachments
             .iter()
@@ -51,6 +56,53 @@ pub(super) fn status(controller: &Controller) -> types::Status {
         },
         overrides: controller.state.overrides.len(),
     }
+}
+
+/// `GET /v1/ha`
+pub(super) fn ha(controller: &Controller) -> Result<types::Ha, Refusal> {
+    let (Some(ha), Some(pair)) = (&controller.config.ha, &controller.pair) else {
+        return Err(Refusal::Invalid(
+            "this node runs alone: its file has no section [ha]".into(),
+        ));
+    };
+    let status = pair.status();
+    let milliseconds = |duration: Duration| duration.as_millis() as u64;
+    let rejected = status.rejected.iter();
+    Ok(types::Ha {
+        state: status.state.word().to_owned(),
+        since_seconds: status.since.elapsed().unwrap_or_default().as_secs(),
+        apart: status.apart,
+        unfit: pair.unfit().map(str::to_owned),
+        interface: ha.interface.clone(),
+        vrid: ha.vrid,
+        priority: status.priority,
+        configured_priority: ha.priority,
+        interval_ms: milliseconds(ha.interval.duration()),
+        preempt: ha.preempt,
+        source: status.source,
+        peers: ha.peers.clone(),
+        addresses: ha.protected(&controller.config.services),
+        heard: status.heard.map(|(heard, at)| types::HaHeard {
+            source: heard.source,
+            priority: heard.priority,
+            interval_ms: milliseconds(heard.interval.duration()),
+            age_ms: milliseconds(at.elapsed().unwrap_or_default()),
+        }),
+        transitions: status.transitions,
+        sent: status.sent,
+        unsent: status.unsent,
+        received: status.received,
+        rejected: rejected
+            .map(|(reason, count)| (reason.name().to_owned(), *count))
+            .collect(),
+        checksum: match status.checksum {
+            Checksum::PseudoHeader => "pseudo-header",
+            Checksum::Plain => "plain",
+        }
+        .to_owned(),
+        latest_us: status.latest.as_micros() as u64,
+        real_time: status.real_time,
+    })
 }
 
 /// `GET /v1/services`

@@ -188,6 +188,23 @@ pub enum Fault {
     },
     #[error("more than {limit} backends in one service")]
     TooManyOfService { limit: usize },
+    #[error("`{key}` must be an IP address, not \"{found}\"")]
+    NotAHost {
+        key: &'static str,
+        found: String,
+        meant: Option<IpAddr>,
+    },
+    #[error(
+        "`{key}` must be whole hundredths of a second, not {}",
+        format_duration(*found)
+    )]
+    NotHundredths { key: &'static str, found: Duration },
+    #[error("more than {limit} entries in `{key}`")]
+    TooManyIn { key: &'static str, limit: usize },
+    #[error("`peers` are of two families")]
+    PeersOfTwoFamilies,
+    #[error("there is no {family} address to advertise")]
+    NothingToAdvertise { family: &'static str },
     #[error("more than {limit} interfaces")]
     TooManyInterfaces { limit: usize },
 }
@@ -331,9 +348,25 @@ impl Fault {
             Self::OwnBackend { .. } => "name the address of the server behind it".into(),
             Self::Twice { scope, .. } => return Some((*scope).into()),
             Self::TooMany { key, .. } => format!("raise `{key}` in [node]"),
-            Self::TooManyOfService { .. } | Self::TooManyInterfaces { .. } => {
-                "this is a fixed limit".into()
+            Self::NotAHost {
+                meant: Some(meant), ..
+            } => format!("write \"{meant}\""),
+            Self::NotAHost { meant: None, .. } => {
+                "write \"10.0.0.3\" or \"2001:db8::3\"; names are not looked up".into()
             }
+            Self::NotHundredths { .. } => {
+                "VRRP counts in hundredths: write \"10ms\", \"100ms\" or \"1s\", say".into()
+            }
+            Self::PeersOfTwoFamilies => {
+                "name each peer by its IPv4 address, or each by its IPv6 address".into()
+            }
+            Self::NothingToAdvertise { family } => format!(
+                "the nodes speak {family}, and an advertisement names what they share: add an \
+                 {family} address to `addresses`, or name `peers` of the other family"
+            ),
+            Self::TooManyIn { .. }
+            | Self::TooManyOfService { .. }
+            | Self::TooManyInterfaces { .. } => "this is a fixed limit".into(),
         })
     }
 

@@ -17,13 +17,12 @@ pub(super) struct Keys {
 pub(super) const FILE: Keys = Keys {
     place: "the file",
     header: "",
-    valid: &["node", "timeouts", "service"],
+    valid: &["node", "timeouts", "ha", "service"],
     later: &[
         (
             "api",
             "remove the section; `lb status --json` and the control socket give the figures",
         ),
-        ("ha", "remove the section; a node runs alone"),
         (
             "firewall",
             "remove the section, and filter in front of the balancer or on the backends",
@@ -62,6 +61,29 @@ pub(super) const TIMEOUTS: Keys = Keys {
         "udp_unanswered",
     ],
     later: &[],
+};
+
+/// `[ha]`
+pub(super) const HA: Keys = Keys {
+    place: "[ha]",
+    header: "[ha]",
+    valid: &[
+        "interface",
+        "vrid",
+        "priority",
+        "interval",
+        "preempt",
+        "preempt_delay",
+        "peers",
+        "addresses",
+        "checksum",
+        "hop_limit",
+        "track",
+    ],
+    later: &[(
+        "sync",
+        "remove the section; the other node does not learn of connections",
+    )],
 };
 
 /// `[[service]]`
@@ -116,7 +138,7 @@ pub(super) const BACKEND: Keys = Keys {
 /// The header of the section where a key belongs that is unknown elsewhere, if
 /// there is but one.
 pub(super) fn home(key: &str) -> Option<&'static str> {
-    let sections = [&NODE, &TIMEOUTS, &SERVICE, &CHECK, &BACKEND];
+    let sections = [&NODE, &TIMEOUTS, &HA, &SERVICE, &CHECK, &BACKEND];
     let mut homes = sections
         .into_iter()
         .filter(|keys| keys.valid.contains(&key));
@@ -168,7 +190,9 @@ mod tests {
     #[test]
     fn a_key_of_one_section_only_has_a_home() {
         assert_eq!(home("interfaces"), Some("[node]"));
-        assert_eq!(home("interval"), Some("[service.check]"));
+        assert_eq!(home("rise"), Some("[service.check]"));
+        assert_eq!(home("vrid"), Some("[ha]"));
+        assert_eq!(home("interval"), None, "checks and nodes have one");
         assert_eq!(home("tunnel_sources"), Some("[node]"));
         assert_eq!(home("name"), None, "several sections have names");
         assert_eq!(home("colour"), None);

@@ -1,6 +1,7 @@
 //! From the tree of the file to a [`Config`].
 
 mod check;
+mod ha;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -62,10 +63,12 @@ pub(super) fn config(host: &str, text: &str) -> Result<Config, Found> {
     let node = node(&root, host, &mut found);
     let timeouts = timeouts(&root, &mut found);
     let services = services(&root, node.as_ref(), &mut found);
+    let ha = ha::ha(&root, &services, &mut found);
     match node {
         Some(node) if found.is_empty() => Ok(Config {
             node,
             timeouts,
+            ha,
             services,
         }),
         _ => Err(found),

@@ -71,6 +71,11 @@ impl Found {
         self.found.is_empty()
     }
 
+    /// How many faults there are so far.
+    pub(super) fn len(&self) -> usize {
+        self.found.len() + self.unshown
+    }
+
     fn push(&mut self, finding: Finding) {
         if self.found.len() < MAX_PROBLEMS {
             self.found.push(finding);

@@ -384,6 +384,12 @@ impl<'t> Section<'t> {
         list.iter().filter_map(section).collect()
     }
 
+    /// Where the value of a key is written.
+    pub(super) fn value_span(&self, key: &'static str) -> Range<usize> {
+        self.value(key)
+            .map_or_else(|| self.span.clone(), Spanned::span)
+    }
+
     /// Where a key is written.
     fn place_of(&self, key: &'static str) -> Range<usize> {
         let entry = self.table.get_key_value(key);

@@ -129,6 +129,26 @@ pub fn address(key: &'static str, text: &str) -> Result<SocketAddr, Fault> {
     Ok(address)
 }
 
+/// A host, by its address alone.
+///
+/// # Errors
+/// If it is not an address, or none that a host has.
+pub fn host(key: &'static str, text: &str) -> Result<IpAddr, Fault> {
+    let Ok(address) = text.parse::<IpAddr>() else {
+        let socket = text.parse::<SocketAddr>();
+        return Err(Fault::NotAHost {
+            key,
+            found: shown(text),
+            meant: socket.ok().map(|address| address.ip()),
+        });
+    };
+    match unusable(SocketAddr::new(address, 0)) {
+        // On one link it does mean something.
+        None | Some(Unusable::LinkLocal) => Ok(address),
+        Some(why) => Err(Fault::UnusableAddress { key, address, why }),
+    }
+}
+
 /// What an address that lacks its port or its brackets should have been.
 fn meant(text: &str) -> Option<String> {
     let bare = text

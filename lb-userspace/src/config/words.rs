@@ -137,6 +137,18 @@ words! {
 }
 
 words! {
+    /// What the checksum of an advertisement over IPv4 is made over.
+    pub enum HaChecksum {
+        /// Whatever the peer's is.
+        Auto "auto"
+        /// The message and IPv4's pseudo-header.
+        PseudoHeader "pseudo-header"
+        /// The message alone.
+        Plain "plain"
+    } later []
+}
+
+words! {
     /// What becomes of the flows of a backend that went down.
     pub enum OnDown {
         /// TCP clients are told at once, by a RST, to connect anew; datagrams

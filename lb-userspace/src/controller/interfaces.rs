@@ -220,7 +220,7 @@ impl Interfaces {
     }
 
     /// Where an address is to be put; `None` while its interface is away.
-    fn home(&self, address: IpAddr, listed: &[Listed]) -> Option<String> {
+    pub(super) fn home(&self, address: IpAddr, listed: &[Listed]) -> Option<String> {
         match self.homes.get(&address) {
             Some(home) if self.plan.hosts.contains(home) => Some(home.clone()),
             Some(home) if self.plan.absent.contains(home) => None,
@@ -385,6 +385,7 @@ impl Controller {
             );
         }
         self.interfaces.unfinished = failed;
+        self.pair_looks().await;
     }
 
     /// Tries again what failed.

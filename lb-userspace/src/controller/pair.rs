@@ -1,0 +1,348 @@
+//! This node as one of a pair: what the role that VRRP gives it means for addresses
+//! and for whether it is fit to have it.
+//!
+//! The driver ([`crate::vrrp::driver`]) decides in a thread of its own and tells what
+//! it decided. Here that is followed: the services' addresses, and those of
+//! `ha.addresses`, are on the interfaces while this node is active, and no longer
+//! than that. Word of the driver only says "look": what is brought about is what its
+//! state says, so that nothing depends on every word getting through.
+//!
+//! # Where the data path comes in
+//! The program is attached and its tables are kept on the passive node as well, so
+//! that it is warm. Whether it may act is the lease, and the lease goes out in one
+//! place, the `lease` of [`outside`].
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use log::warn;
+use tokio::sync::mpsc;
+
+use super::{Controller, Refusal};
+use crate::config::{Config, Ha, HaChecksum};
+use crate::events::{Kind, Subject};
+use crate::model::offer::Standing;
+use crate::vrrp::announce::Place;
+use crate::vrrp::driver::{
+    ChecksumChoice, Command, Driver, Outside, Protected, Report, Settings, Status,
+};
+use crate::vrrp::machine::{self, Heard, LAST_RESORT, Released, Taken};
+use crate::vrrp::net::{Seen, Wanted};
+use crate::vrrp::packet::Checksum;
+
+/// Words of the driver that may wait. What does not fit is found out by the second.
+const QUEUE: usize = 256;
+
+/// How long a node that comes back waits to know the connections before it takes
+/// over without.
+const READY_LIMIT: Duration = Duration::from_secs(30);
+
+/// Two active nodes are told of again after this long.
+const RIVAL_AGAIN: Duration = Duration::from_secs(10);
+
+/// What the controller knows of the pair.
+pub struct Pair {
+    driver: Driver,
+    /// Why this node is not fit to be active, if it is not.
+    unfit: Option<String>,
+    /// Whether the addresses were last put on, rather than taken off.
+    holds: bool,
+    /// When two active nodes were told of, and which the other was.
+    rival: Option<(Instant, IpAddr)>,
+}
+
+impl Pair {
+    /// How the driver stands.
+    pub fn status(&self) -> Status {
+        self.driver.status()
+    }
+
+    /// Why this node is not fit to be active, if it is not.
+    pub fn unfit(&self) -> Option<&str> {
+        self.unfit.as_deref()
+    }
+}
+
+impl Controller {
+    /// Takes part, if the file has `[ha]`; gives what the driver will say.
+    pub async fn start_pair(&mut self) -> anyhow::Result<Option<mpsc::Receiver<Report>>> {
+        let Some(ha) = self.config.ha.clone() else {
+            return Ok(None);
+        };
+        let (tell, told) = mpsc::channel(QUEUE);
+        let settings = settings(&ha, &self.config, self.protected().await?);
+        let driver = Driver::start(settings, outside(tell)).context("cannot start VRRP")?;
+        self.pair = Some(Pair {
+            driver,
+            unfit: None,
+            holds: false,
+            rival: None,
+        });
+        self.judge_fitness();
+        Ok(Some(told))
+    }
+
+    /// Whether this node may have the services' addresses: alone always, in a pair
+    /// while it is active.
+    pub(super) fn may_hold(&self) -> bool {
+        match (&self.config.ha, &self.pair) {
+            (None, _) => true,
+            (Some(_), Some(pair)) => pair.status().state.holds_addresses(),
+            (Some(_), None) => false,
+        }
+    }
+
+    /// Brings about what the driver's word is about, and tells of it.
+    pub async fn pair_reported(&mut self, report: Report) {
+        self.follow_role().await;
+        let (kind, sentence) = match report {
+            Report::Taken(taken) => (Kind::HaActive, format!("active: {}", why_taken(taken))),
+            Report::Released(released) => (
+                Kind::HaPassive,
+                format!("passive: {}", why_released(released)),
+            ),
+            Report::Rival(heard) => {
+                let Some(pair) = &mut self.pair else { return };
+                let now = Instant::now();
+                let lately = |&(then, whose): &(Instant, IpAddr)| {
+                    whose == heard.source && now.duration_since(then) < RIVAL_AGAIN
+                };
+                if pair.rival.as_ref().is_some_and(lately) {
+                    return;
+                }
+                pair.rival = Some((now, heard.source));
+                (
+                    Kind::HaRival,
+                    format!("two nodes were active: {} as well", whom(heard)),
+                )
+            }
+            Report::Apart(why) => (Kind::HaApart, format!("takes no part in the pair: {why}")),
+            Report::OnLink => (Kind::HaOnLink, "takes part in the pair".to_owned()),
+        };
+        self.journal.record(kind, Subject::node(), sentence);
+    }
+
+    /// Puts the addresses on or takes them off, as the role is.
+    pub async fn follow_role(&mut self) {
+        let holds = self.may_hold();
+        let outcome = if holds {
+            self.take_addresses().await.map(drop)
+        } else {
+            self.drop_stale_addresses().await
+        };
+        match (outcome, &mut self.pair) {
+            (Ok(()), Some(pair)) => pair.holds = holds,
+            (Ok(()), None) => {}
+            (Err(error), _) => {
+                warn!(
+                    "the addresses of services are not as the role wants them: {error:#}; trying again every second"
+                );
+            }
+        }
+    }
+
+    /// Follows the role where that has not been done. Once a second.
+    pub async fn attend_pair(&mut self) {
+        let behind = |pair: &Pair| pair.holds != pair.status().state.holds_addresses();
+        if self.pair.as_ref().is_some_and(behind) {
+            self.follow_role().await;
+        }
+    }
+
+    /// Tells the driver that interfaces have changed, and what follows from it.
+    pub(super) async fn pair_looks(&mut self) {
+        if self.pair.is_none() {
+            return;
+        }
+        let protected = self.protected().await;
+        if let Some(pair) = &self.pair {
+            pair.driver.tell(Command::LinkChanged);
+            match protected {
+                Ok(protected) => pair.driver.tell(Command::Protect(protected)),
+                Err(error) => warn!("{error:#}"),
+            }
+        }
+        self.judge_fitness();
+    }
+
+    /// Tells the driver whether this node is fit to be active: its tracked interfaces
+    /// are up, and not all of its services are without a backend.
+    pub(super) fn judge_fitness(&mut self) {
+        let (Some(ha), Some(pair)) = (&self.config.ha, &self.pair) else {
+            return;
+        };
+        let down = |name: &&String| !Seen::look(name).is_ok_and(|seen| seen.running);
+        let nobody = |service: &crate::model::Service| service.standing() == Standing::Nobody;
+        let unfit = if let Some(name) = ha.track.iter().find(down) {
+            Some(format!("the tracked interface {name} is down"))
+        } else if !self.desired.is_empty() && self.desired.iter().all(nobody) {
+            Some("no service has a backend left".to_owned())
+        } else {
+            None
+        };
+        if unfit == pair.unfit {
+            return;
+        }
+        let was_fit = pair.unfit.is_none();
+        pair.driver.tell(Command::Priority {
+            priority: if unfit.is_some() {
+                LAST_RESORT
+            } else {
+                ha.priority
+            },
+            give_up: unfit.is_some() && was_fit,
+        });
+        let (kind, sentence) = match &unfit {
+            Some(why) => (Kind::HaUnfit, format!("not fit to be active: {why}")),
+            None => (Kind::HaFit, "fit to be active again".to_owned()),
+        };
+        self.journal.record(kind, Subject::node(), sentence);
+        if let Some(pair) = &mut self.pair {
+            pair.unfit = unfit;
+        }
+    }
+
+    /// Hands over to the other node on purpose.
+    pub fn yield_role(&mut self) -> Result<String, Refusal> {
+        let Some(pair) = &self.pair else {
+            return Err(Refusal::Invalid(
+                "this node runs alone: its file has no section [ha]".into(),
+            ));
+        };
+        let state = pair.status().state;
+        if !matches!(state, machine::State::Active(_)) {
+            return Err(Refusal::Invalid(format!(
+                "this node is not active but in state {}: run it on the other one",
+                state.word()
+            )));
+        }
+        pair.driver.tell(Command::Yield);
+        Ok("handing over; this node stays passive until the other one is gone, or yields".into())
+    }
+
+    /// Leaves the pair: others are told, and nothing stays behind that could act.
+    pub async fn leave_pair(&mut self) -> anyhow::Result<()> {
+        let Some(pair) = self.pair.take() else {
+            return Ok(());
+        };
+        let stopped = tokio::task::spawn_blocking(move || pair.driver.stop());
+        stopped.await.context("VRRP did not stop well")?;
+        self.release_addresses().await
+    }
+
+    /// What moves with the role, and where neighbours are told of it.
+    async fn protected(&self) -> anyhow::Result<Protected> {
+        let Some(ha) = &self.config.ha else {
+            return Ok(Protected::default());
+        };
+        let listed = self.addresses.list().await?;
+        let mut places = Vec::new();
+        for address in ha.protected(&self.config.services) {
+            let Some(name) = self.interfaces.home(address, &listed) else {
+                continue;
+            };
+            let Some(mac) = Seen::look(&name)?.mac else {
+                continue;
+            };
+            let index = crate::host::ifindex(&name)?;
+            places.push(Place {
+                index,
+                mac,
+                address,
+            });
+        }
+        Ok(Protected {
+            advertised: ha.advertised(&self.config.services),
+            places,
+        })
+    }
+}
+
+fn settings(ha: &Ha, config: &Config, protected: Protected) -> Settings {
+    Settings {
+        wanted: Wanted {
+            interface: ha.interface.clone(),
+            family: ha.family(&config.services),
+            peers: ha.peers.clone(),
+            protected: ha.protected(&config.services),
+        },
+        virtual_router: ha.vrid,
+        hop_limit: ha.hop_limit,
+        machine: machine::Config {
+            // Until the driver knows from where it speaks.
+            address: std::net::Ipv4Addr::UNSPECIFIED.into(),
+            priority: ha.priority,
+            interval: ha.interval,
+            preempt: ha.preempt,
+            preempt_delay: ha.preempt_delay,
+            // Connections are not carried over: there is nothing to wait for.
+            ready: true,
+            ready_limit: READY_LIMIT,
+        },
+        checksum: match ha.checksum {
+            HaChecksum::Auto => ChecksumChoice::Follow,
+            HaChecksum::PseudoHeader => ChecksumChoice::Always(Checksum::PseudoHeader),
+            HaChecksum::Plain => ChecksumChoice::Always(Checksum::Plain),
+        },
+        protected,
+        lease: None,
+    }
+}
+
+/// What the driver does to the world.
+fn outside(told: mpsc::Sender<Report>) -> Outside {
+    Outside {
+        // Here, and nowhere else, the data path learns until when it may act. It does
+        // not ask yet: on the passive node it is kept from acting by the addresses,
+        // which nobody's packets come for.
+        lease: Box::new(|_until| ()),
+        tell: Box::new(move |report| {
+            // A full queue: what it is about is found out by the second.
+            let _ = told.try_send(report);
+        }),
+    }
+}
+
+fn whom(heard: Heard) -> String {
+    format!("{} with priority {}", heard.source, heard.priority)
+}
+
+fn why_taken(taken: Taken) -> String {
+    match taken {
+        Taken::Owner => "it owns the addresses".into(),
+        Taken::Continued => "an earlier run was, and nobody has taken over".into(),
+        Taken::Silent(heard) => format!("{} is heard no longer", whom(heard)),
+        Taken::Left(heard) => format!("{} has left", heard.source),
+        Taken::Preempted(heard) => format!("it comes before {}", whom(heard)),
+        Taken::Nobody => "nobody else is heard".into(),
+    }
+}
+
+fn why_released(released: Released) -> String {
+    match released {
+        Released::Outranked(heard) => format!("{} comes before it", whom(heard)),
+        Released::Replaced(heard) => format!("it has left, and {} has taken over", whom(heard)),
+        Released::Unheard => "it has left, and nobody was heard to take over".into(),
+        Released::Overdue => {
+            "it could not advertise in time, so another may have taken over".into()
+        }
+        Released::Fault => "its interface is down".into(),
+    }
+}
+
+/// Keeps what a running daemon does not change of its part in a pair; gives whether
+/// anything of that differs.
+pub(super) fn keep_ha(new: &mut Option<Ha>, old: &Option<Ha>) -> bool {
+    let kept = match (&*new, old) {
+        (Some(new), Some(old)) => Some(Ha {
+            addresses: new.addresses.clone(),
+            track: new.track.clone(),
+            ..old.clone()
+        }),
+        (None | Some(_), None) | (None, Some(_)) => old.clone(),
+    };
+    let differs = *new != kept;
+    *new = kept;
+    differs
+}
