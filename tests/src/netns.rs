@@ -42,6 +42,7 @@ mod echo;
 mod flood;
 mod http;
 mod icmp;
+mod keepalived;
 mod routers;
 mod service;
 mod several;
@@ -74,6 +75,7 @@ pub use echo::{After, Clients, Echo, EchoServer, Line, Served, most_files, serve
 pub use flood::{Flood, Flooded, Handshakes};
 pub use http::{Answer, Connection, HttpBackend, PATIENCE, Seeded, ask, tally};
 pub use icmp::{Ear, Heard, ping};
+pub use keepalived::Keepalived;
 pub use routers::Routers;
 pub use service::{CALM, SWIFT, Service, UNCHECKED};
 pub use several::{open, shares, still_there};

@@ -28,7 +28,7 @@ const fn package(name: &'static str, command: &'static str, reason: &'static str
     }
 }
 
-const PACKAGES: [Package; 14] = [
+const PACKAGES: [Package; 15] = [
     package(
         "iproute2",
         "ip",
@@ -65,6 +65,11 @@ const PACKAGES: [Package; 14] = [
         "tshark",
         "tshark",
         "a second judge of what the balancer sends",
+    ),
+    package(
+        "keepalived",
+        "keepalived",
+        "another implementation of VRRP, as the peer",
     ),
     package(
         "bpftool",
