@@ -215,7 +215,8 @@ impl World {
                 if node.inbox.len() < BUFFER {
                     node.inbox.push(heard);
                 }
-                if node.process == Process::Runs {
+                // Who has others waiting is woken for them already.
+                if node.process == Process::Runs && node.inbox.len() == 1 {
                     self.wake_soon(at, self.now);
                 }
             }
@@ -262,9 +263,9 @@ impl World {
         if time > self.now {
             self.nodes[node].process = Process::Frozen(time);
             self.wake_soon(node, time);
-        } else if !self.nodes[node].inbox.is_empty() {
-            self.wake_soon(node, time);
-        } else if let Some(deadline) = self.nodes[node].state.deadline() {
+        } else if self.nodes[node].inbox.is_empty()
+            && let Some(deadline) = self.nodes[node].state.deadline()
+        {
             let at = self.nodes[node].world_time(deadline);
             self.wake_soon(node, at);
         }
