@@ -3,11 +3,11 @@
 //! On the host, where the table's answers, its epochs and what happens meanwhile are
 //! the test's to choose.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 use lb_common::abi::{Connection, Flow, TCP, UDP, backend, forward, hop, shared};
 use lb_common::{Verdict, Word};
-use lb_ebpf::{Hop, LinkAddress, Memory as _, RouteQuery, Tables as _, connections};
+use lb_ebpf::{Hop, LinkAddress, Memory as _, Room, RouteQuery, Tables as _, connections};
 use tests::frame::{Frame, IcmpError, icmp_error, key, ping, tcp, udp};
 use tests::host::{HEADROOM, HostPacket, HostTables, room};
 use tests::network::{self, Device, LAN, WAN};
@@ -156,6 +156,11 @@ impl Scene {
     }
 }
 
+thread_local! {
+    /// As in the kernel, what an earlier packet has left is still in it.
+    static ROOM: RefCell<Box<Room>> = RefCell::new(room());
+}
+
 fn process(tables: &HostTables, on: &Device, frame: &Frame) -> Gone {
     let mut packet = HostPacket {
         bytes: frame.bytes(),
@@ -163,7 +168,11 @@ fn process(tables: &HostTables, on: &Device, frame: &Frame) -> Gone {
         headroom: HEADROOM,
     };
     let before = tables.asked();
-    let verdict = lb_ebpf::process(&mut packet, tables, &mut room());
+    let verdict = ROOM.with(|own| match own.try_borrow_mut() {
+        Ok(mut room) => lb_ebpf::process(&mut packet, tables, &mut room),
+        // On another CPU, while this one's packet is under way.
+        Err(_) => lb_ebpf::process(&mut packet, tables, &mut room()),
+    });
     Gone {
         verdict,
         frame: packet.bytes,
