@@ -8,7 +8,9 @@
 //! the program uses an entry, the kernel forgets it. So every few seconds, and
 //! at once when services change, each next hop is used on purpose (`NTF_USE`, as
 //! `ip neighbour … use` does it): the kernel asks for what it does not know, and
-//! confirms what it has not heard of for a while.
+//! confirms what it has not heard of for a while. Entries that somebody has made
+//! to last are left alone: being used on purpose would make the kernel take them
+//! for ones that it may forget (since Linux 5.16).
 
 use std::collections::{BTreeSet, HashSet};
 use std::io;
@@ -20,7 +22,9 @@ use lb_common::abi::forward;
 use log::{debug, warn};
 use rtnetlink::Handle;
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourState,
+};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia,
 };
@@ -94,7 +98,15 @@ async fn keep(handle: Handle, mut changes: watch::Receiver<BTreeSet<IpAddr>>) {
     let mut told = HashSet::new();
     loop {
         let wanted = changes.borrow_and_update().clone();
-        let mut used = HashSet::new();
+        let mut used = if wanted.is_empty() {
+            HashSet::new()
+        } else {
+            // Without the list all would be used, as if none lasted.
+            lasting(&handle).await.unwrap_or_else(|error| {
+                debug!("the neighbours cannot be listed: {error}");
+                HashSet::new()
+            })
+        };
         told.retain(|address| wanted.contains(address));
         for address in wanted {
             match refresh(&handle, address, &mut used).await {
@@ -113,6 +125,26 @@ async fn keep(handle: Handle, mut changes: watch::Receiver<BTreeSet<IpAddr>>) {
             return;
         }
     }
+}
+
+/// The neighbours that were entered to stay, each with its device.
+async fn lasting(handle: &Handle) -> Result<HashSet<(u32, IpAddr)>, rtnetlink::Error> {
+    let mut entries = handle.neighbours().get().execute();
+    let mut lasting = HashSet::new();
+    while let Some(entry) = entries.try_next().await? {
+        let NeighbourState::Permanent = entry.header.state else {
+            continue;
+        };
+        for attribute in &entry.attributes {
+            let address = match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => (*v4).into(),
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => (*v6).into(),
+                _ => continue,
+            };
+            lasting.insert((entry.header.ifindex, address));
+        }
+    }
+    Ok(lasting)
 }
 
 /// Uses the next hop to an address, once a round.

@@ -9,6 +9,7 @@ use std::thread;
 
 use lb_userspace::address::{Added, AddressError, Addresses, interface_for};
 use lb_userspace::host::{self, forwarding};
+use lb_userspace::neighbours::Neighbours;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// A network namespace that goes when the test ends, however it ends.
@@ -239,6 +240,31 @@ fn the_interface_of_the_subnet_is_chosen() {
             let chosen = interface_for(address(vip), &configured, &listed);
             assert_eq!(chosen, Some(interface), "{vip}");
         }
+    });
+}
+
+#[test]
+fn a_next_hop_is_asked_for_unless_it_was_entered_to_stay() {
+    let namespace = Namespace::new("hops");
+    let entered = "192.0.2.7 lladdr 02:00:00:00:00:07 nud permanent dev veth0";
+    namespace
+        .ip(&format!("neigh add {entered}"))
+        .expect("it can");
+    namespace.enter(async || {
+        let neighbours = Neighbours::start().expect("netlink");
+        neighbours.want(["192.0.2.7", "192.0.2.8"].map(address).into());
+        let shown = async |what: &str| loop {
+            let shown = namespace.ip("neigh show dev veth0").expect("it can");
+            if shown.contains(what) {
+                return shown;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        };
+        // The second is asked for after the first.
+        let bound = std::time::Duration::from_secs(30);
+        let asked = tokio::time::timeout(bound, shown("192.0.2.8"));
+        let shown = asked.await.expect("the next hop is asked for");
+        assert!(shown.contains("02:00:00:00:00:07 PERMANENT"), "{shown}");
     });
 }
 
