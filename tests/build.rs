@@ -10,6 +10,7 @@ fn main() -> ExitCode {
     let mut programs = vec![("lb-flood", "flood")];
     if env::var_os("CARGO_FEATURE_BENCH").is_some() {
         programs.push(("lb-bench", "bench"));
+        programs.push(("lb-load", "load"));
     }
     object::build(&programs)
 }

@@ -35,6 +35,7 @@
 //! # }
 //! ```
 
+mod chain;
 mod daemon;
 mod decap;
 mod devices;
@@ -68,6 +69,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
 
+pub use chain::{Chain, Offloads};
 pub use daemon::{Daemon, lb_binary};
 pub use decap::Decap;
 pub use devices::Pulled;
@@ -346,16 +348,21 @@ impl Net {
 impl Drop for Net {
     fn drop(&mut self) {
         drop(self.passer.take());
-        for host in self.hosts() {
-            host.end_processes();
-            // One that was never made needs no removal.
-            let _ = run("ip", &["netns", "delete", &host.namespace]);
-        }
-        let prefix = format!("{}-", self.id);
-        for entry in fs::read_dir(PINS).into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with(&prefix) {
-                let _ = fs::remove_dir_all(entry.path());
-            }
+        take_away(&self.id, self.hosts());
+    }
+}
+
+/// Ends what runs on hosts, and takes them and their network's pins away.
+fn take_away<'a>(id: &str, hosts: impl Iterator<Item = &'a Host>) {
+    for host in hosts {
+        host.end_processes();
+        // One that was never made needs no removal.
+        let _ = run("ip", &["netns", "delete", &host.namespace]);
+    }
+    let prefix = format!("{id}-");
+    for entry in fs::read_dir(PINS).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            let _ = fs::remove_dir_all(entry.path());
         }
     }
 }

@@ -6,14 +6,18 @@ use anyhow::Result;
 
 use crate::{setup, shell, sweep};
 
-/// Sets up, builds the benchmark, and runs it with these arguments.
-///
-/// The development profile is enough: what is measured is the XDP program,
-/// which is always optimised.
+/// Sets up, builds `lb` and the benchmark, optimised, and runs it with these
+/// arguments.
 pub(crate) fn run(arguments: &[OsString]) -> Result<()> {
     setup::ensure()?;
     sweep::leftovers()?;
-    let build = ["run", "--quiet", "--package", "tests"];
+    let lb = ["--package", "lb-userspace", "--bin", "lb"];
+    shell::run(
+        shell::cargo()
+            .args(["build", "--quiet", "--release"])
+            .args(lb),
+    )?;
+    let build = ["run", "--quiet", "--release", "--package", "tests"];
     let measured = shell::run(
         shell::cargo()
             .args(build)

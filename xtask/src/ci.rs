@@ -36,6 +36,7 @@ pub(crate) fn lint() -> Result<()> {
     lint_program("lb-ebpf", "kernel")?;
     lint_program("lb-decap", "decap")?;
     lint_program("lb-bench", "bench")?;
+    lint_program("lb-load", "load")?;
     lint_program("lb-flood", "flood")
 }
 

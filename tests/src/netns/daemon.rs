@@ -101,13 +101,24 @@ impl Daemon {
 
     /// A daemon that is not started yet and whose file is not written yet.
     pub fn prepare(net: &Net, name: &str, host: &Host, arguments: &[&str]) -> Self {
-        let file = |ending: &str| net.folder().join(format!("{name}.{ending}"));
+        Self::prepare_in(net.folder(), net.pins(name), name, host, arguments)
+    }
+
+    /// The same with its files in this folder.
+    pub fn prepare_in(
+        folder: &Path,
+        pins: PathBuf,
+        name: &str,
+        host: &Host,
+        arguments: &[&str],
+    ) -> Self {
+        let file = |ending: &str| folder.join(format!("{name}.{ending}"));
         Self {
             host: host.clone(),
             lb: lb_binary(),
             config: file("toml"),
             control: file("sock"),
-            pins: net.pins(name),
+            pins,
             log: file("log"),
             max_flows: 65_536,
             arguments: arguments.iter().map(|&text| text.to_owned()).collect(),

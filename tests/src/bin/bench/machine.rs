@@ -31,14 +31,13 @@ impl Machine {
     /// Says what this machine is, and pins this thread to the last CPU that it
     /// may use.
     pub(crate) fn of_this_thread() -> Result<Self> {
-        let allowed = sched_getaffinity(None).context("cannot ask for this thread's CPUs")?;
-        let cpu = (0..CpuSet::MAX_CPU)
-            .rev()
-            .find(|&cpu| allowed.is_set(cpu))
-            .context("this thread may run on no CPU")?;
-        let mut one = CpuSet::new();
-        one.set(cpu);
-        sched_setaffinity(None, &one).context("cannot pin this thread to a CPU")?;
+        stay_on_last_cpu()?;
+        Self::here()
+    }
+
+    /// Says what this machine is.
+    pub(crate) fn here() -> Result<Self> {
+        let cpu = last_cpu()?;
         let cpuinfo = read("/proc/cpuinfo")?;
         let processor = (cpuinfo.lines())
             .find_map(|line| line.strip_prefix("model name"))
@@ -62,6 +61,34 @@ impl Machine {
             ])),
         })
     }
+
+    /// The same in one line.
+    pub(crate) fn line(&self) -> String {
+        format!(
+            "{} ({} CPUs{}), Linux {}, {}, commit {}",
+            self.processor,
+            self.cpus,
+            if self.is_virtual { ", virtual" } else { "" },
+            self.kernel,
+            self.date,
+            self.commit
+        )
+    }
+}
+
+/// Pins this thread to the last CPU that it may use.
+pub(crate) fn stay_on_last_cpu() -> Result<()> {
+    let mut one = CpuSet::new();
+    one.set(last_cpu()?);
+    sched_setaffinity(None, &one).context("cannot pin this thread to a CPU")
+}
+
+fn last_cpu() -> Result<usize> {
+    let allowed = sched_getaffinity(None).context("cannot ask for this thread's CPUs")?;
+    (0..CpuSet::MAX_CPU)
+        .rev()
+        .find(|&cpu| allowed.is_set(cpu))
+        .context("this thread may run on no CPU")
 }
 
 /// What the kernel says that a map takes, in bytes.

@@ -11,19 +11,28 @@
 //!
 //! Nothing passes or fails by time.
 
+mod beside;
 mod cases;
+mod control;
+mod draw;
 mod grid;
 mod hold;
+mod live;
+mod load;
 mod machine;
+mod ours;
 mod packets;
+mod page;
 #[allow(dead_code, reason = "the other side uses the rest")]
 #[path = "../../../../lb-ebpf/src/bench/plan.rs"]
 mod plan;
+#[allow(dead_code, reason = "the other side uses the rest")]
+#[path = "../../../../lb-ebpf/src/load/recipe.rs"]
+mod recipe;
 mod report;
 mod rig;
 mod scene;
 
-use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -49,15 +58,34 @@ struct Arguments {
     /// Samples of each case, of which the median is shown
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1001))]
     rounds: u32,
-    /// A quick look: only the cases whose name contains this
+    /// A quick look: only the cases whose name contains this, of what a packet costs
     #[arg(long, value_name = "TEXT")]
-    only: Option<String>,
+    cases: Option<String>,
+    /// Only this part; may be given more than once
+    #[arg(long, value_enum)]
+    only: Vec<Part>,
+    /// A glance, not a measurement: few samples, and short ones
+    #[arg(long)]
+    quick: bool,
     /// Print JSON instead of tables
     #[arg(long)]
     json: bool,
     /// Write docs/bench.md too
-    #[arg(long, conflicts_with = "only")]
+    #[arg(long, conflicts_with = "cases")]
     write: bool,
+}
+
+/// A part of the benchmark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// What a packet costs, in nanoseconds, and a million connections
+    Packet,
+    /// Packets a second through a cable
+    Live,
+    /// Beside what users would pick
+    Beside,
+    /// Large configurations, weights, memory
+    Control,
 }
 
 fn main() -> ExitCode {
@@ -71,34 +99,60 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let report = in_namespace(|| measure(arguments))?;
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/bench.md");
+    let chosen = |part| arguments.only.is_empty() || arguments.only.contains(&part);
+    let mut found = serde_json::Map::new();
+    if chosen(Part::Packet) {
+        let report = in_namespace(|| measure(arguments))?;
+        if !arguments.json {
+            print!("{}", report.text());
+        }
+        if arguments.write {
+            page::renew(&page, "packet", &report.markdown())?;
+        }
+        found.insert("packet".into(), report.json());
+    }
+    for (part, measure) in PARTS.iter().filter(|(part, _)| chosen(*part)) {
+        let machine = Machine::here()?;
+        let section = measure(arguments.quick).with_context(|| format!("in part {part:?}"))?;
+        if !arguments.json {
+            println!("\n{}", section.text());
+        }
+        if arguments.write {
+            section.write(&page, &machine.line())?;
+        }
+        found.insert(section.name.into(), section.json());
+    }
     if arguments.json {
-        println!("{:#}", report.json());
-    } else {
-        print!("{}", report.text());
+        println!("{:#}", serde_json::Value::Object(found));
     }
     if arguments.write {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/bench.md");
-        let folder = path.parent().context("a file lies in a folder")?;
-        fs::create_dir_all(folder)
-            .and_then(|()| fs::write(&path, report.markdown()))
-            .with_context(|| format!("cannot write {}", path.display()))?;
         eprintln!("written: docs/bench.md");
     }
     Ok(())
 }
 
+/// What the other parts are measured by; whether only a glance is wanted.
+type Measure = fn(bool) -> Result<page::Section>;
+
+/// The other parts.
+const PARTS: [(Part, Measure); 3] = [
+    (Part::Live, live::measure),
+    (Part::Beside, beside::measure),
+    (Part::Control, control::measure),
+];
+
 fn measure(arguments: &Arguments) -> Result<Report> {
     let machine = Machine::of_this_thread()?;
     let steady = settings()?;
     let mut held = Vec::new();
-    if arguments.only.is_none() {
+    if arguments.cases.is_none() {
         for count in hold::COUNTS {
             eprintln!("holding {} connections", cases::grouped(count));
             held.push(hold::run(&steady, count)?);
         }
     }
-    let only = arguments.only.as_deref().unwrap_or_default();
+    let only = arguments.cases.as_deref().unwrap_or_default();
     let (rounds, packets) = (arguments.rounds, arguments.packets);
     Ok(Report {
         machine,

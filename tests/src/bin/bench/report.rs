@@ -39,7 +39,7 @@ pub(crate) struct Figures {
 
 impl Figures {
     /// Of at least one sample; none gives not-a-number.
-    fn of(samples: impl Iterator<Item = f64>) -> Self {
+    pub(crate) fn of(samples: impl Iterator<Item = f64>) -> Self {
         let mut samples: Vec<f64> = samples.collect();
         samples.sort_by(f64::total_cmp);
         let at = |place: usize| samples.get(place).copied().unwrap_or(f64::NAN);
