@@ -93,7 +93,7 @@ pub(super) struct Stand {
 /// What runs.
 enum Works {
     Kernel,
-    Programs { _both: [End; 2] },
+    Programs { _both: Vec<End> },
     Ours { _daemon: Box<Daemon> },
     Proxy(Proxy),
 }
@@ -111,7 +111,7 @@ impl Stand {
         let balancer = &chain.balancer;
         let works = match contender {
             Contender::Across => Works::Programs {
-                _both: [
+                _both: vec![
                     End::across(balancer, "eth0", "eth1")?,
                     End::across(balancer, "eth1", "eth0")?,
                 ],
