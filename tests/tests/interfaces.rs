@@ -87,14 +87,25 @@ fn served(net: &Net, services: &[Service]) -> Result<()> {
     Ok(())
 }
 
-/// Waits until every service has all of its backends, then asks.
+/// Waits until every service has all of its backends, then asks. Checks that failed
+/// while a card was away may take a backend out a moment after the look; then it is
+/// waited for again.
 fn served_again(net: &Net, daemon: &Daemon, services: &[Service]) -> Result<()> {
-    wait_until("all backends are healthy", BOUND, || {
+    let all_healthy = || -> Result<bool> {
         let listed = daemon.json(&["service", "list"])?;
         let listed = listed.as_array().context("a list")?;
         Ok(listed.iter().all(|service| service["healthy"] == 3))
-    })?;
-    served(net, services)
+    };
+    wait_until("all backends are healthy, and stay so", BOUND, || {
+        if !all_healthy()? {
+            return Ok(false);
+        }
+        let outcome = served(net, services);
+        if outcome.is_err() && !all_healthy()? {
+            return Ok(false);
+        }
+        outcome.map(|()| true)
+    })
 }
 
 /// Gives the balancer a second card on its first one: `mv0`, whose driver has no
