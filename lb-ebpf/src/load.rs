@@ -38,7 +38,6 @@ static COUNTS: PerCpuArray<Counts, 1> = PerCpuArray::new();
 
 /// Where the fields are in a frame (IPv4 without options).
 mod at {
-    pub(super) const LENGTH: usize = 16;
     pub(super) const IP_CHECK: usize = 24;
     pub(super) const SOURCE: usize = 26;
     pub(super) const DESTINATION: usize = 30;
@@ -47,6 +46,7 @@ mod at {
     pub(super) const ACKNOWLEDGED: usize = 42;
     pub(super) const FLAGS: usize = 46;
     pub(super) const CHECK: usize = 50;
+    pub(super) const REST: usize = 54;
 }
 
 const FIN: u16 = 1;
@@ -55,8 +55,17 @@ const RST: u16 = 4;
 const PSH: u16 = 8;
 const ACK: u16 = 16;
 
-/// A TCP header without options.
-const TCP_HEADER: u32 = 20;
+/// The TCP header and what is behind it: the same in every segment, so that no
+/// frame is ever shorter than another, or padded, which some hosts cut off. A
+/// segment without payload has as many bytes of options that say nothing.
+const SEGMENT: u32 = 20 + PAYLOAD as u32;
+
+/// The length of a TCP header, as the header has it.
+const WITHOUT_OPTIONS: u16 = 5 << 12;
+const WITH_OPTIONS: u16 = (SEGMENT as u16 / 4) << 12;
+
+/// The option that says nothing (RFC 9293, section 3.1).
+const NO_OPERATION: u8 = 1;
 
 /// Writes the next frame and sends it.
 #[xdp]
@@ -153,34 +162,32 @@ fn take(ctx: &XdpContext) -> Option<u32> {
     match read::<1>(start, 23) {
         [17] if wanted & does::ECHO != 0 => {
             turn(start);
-            Some(xdp_action::XDP_TX)
+            Some(back(ctx))
         }
-        [6] => Some(answer(start, wanted, counts)),
+        [6] if answer(start, wanted, counts) => Some(back(ctx)),
         _ => Some(xdp_action::XDP_DROP),
     }
 }
 
-/// What a segment is answered with.
-struct Answer {
-    flags: u16,
-    payload: u32,
+/// Sends a frame back by the interface that it came by. Not by `XDP_TX`: on a
+/// veth (Linux 6.18) that wakes only an end that has a program too.
+#[inline(always)]
+fn back(ctx: &XdpContext) -> u32 {
+    // SAFETY: only notes where this frame is to go.
+    unsafe { bpf_redirect(ctx.ingress_ifindex() as u32, 0) as u32 }
 }
 
-/// Answers a segment as the ends do that are wanted.
+/// Answers a segment as the ends do that are wanted; whether there is an answer.
 #[inline(always)]
-fn answer(start: usize, wanted: u32, counts: &mut Counts) -> u32 {
+fn answer(start: usize, wanted: u32, counts: &mut Counts) -> bool {
     let flags = u16::from_be_bytes(read(start, at::FLAGS)) & 0x3f;
-    let length = u32::from(u16::from_be_bytes(read(start, at::LENGTH)));
-    let payload = length.saturating_sub(20 + TCP_HEADER);
+    let has_payload = read::<1>(start, at::FLAGS)[0] >> 4 == (WITHOUT_OPTIONS >> 12) as u8;
     let at_server = read(start, at::PORTS + 2) == SERVER_PORT.to_be_bytes();
-    let data = Answer {
-        flags: PSH | ACK,
-        payload: PAYLOAD as u32,
-    };
-    let bare = |flags| Answer { flags, payload: 0 };
+    let data = WITHOUT_OPTIONS | PSH | ACK;
+    let bare = |flags| WITH_OPTIONS | flags;
     let (answer, by) = if flags & RST != 0 {
         counts.resets += 1;
-        return xdp_action::XDP_DROP;
+        return false;
     } else if flags & (SYN | ACK) == SYN {
         counts.accepted += 1;
         (bare(SYN | ACK), does::ACCEPT)
@@ -191,57 +198,47 @@ fn answer(start: usize, wanted: u32, counts: &mut Counts) -> u32 {
     } else if flags & FIN != 0 {
         counts.closed += 1;
         (bare(ACK), does::CLOSE)
-    } else if payload == 0 {
-        return xdp_action::XDP_DROP;
+    } else if !has_payload {
+        return false;
     } else if at_server {
         (data, does::SERVE)
     } else {
         (bare(FIN | ACK), does::CLOSE)
     };
     if wanted & by == 0 {
-        return xdp_action::XDP_DROP;
+        return false;
     }
-    let taken = payload + u32::from(flags & (SYN | FIN) != 0);
-    segment(start, &answer, taken);
-    xdp_action::XDP_TX
+    let taken = if has_payload { PAYLOAD as u32 } else { 0 };
+    segment(start, answer, taken + u32::from(flags & (SYN | FIN) != 0));
+    true
 }
 
-/// Makes a segment its own answer, which acknowledges so many bytes.
+/// Makes a segment its own answer, with this length of header and these flags,
+/// which acknowledges so many bytes.
 #[inline(always)]
-fn segment(start: usize, answer: &Answer, taken: u32) {
+fn segment(start: usize, flags: u16, taken: u32) {
     turn(start);
     let sequence = u32::from_be_bytes(read(start, at::SEQUENCE));
     let acknowledged = u32::from_be_bytes(read(start, at::ACKNOWLEDGED));
     let next = sequence.wrapping_add(taken);
     write(start, at::SEQUENCE, acknowledged.to_be_bytes());
     write(start, at::ACKNOWLEDGED, next.to_be_bytes());
-    let flags = 0x5000 | answer.flags;
     write(start, at::FLAGS, flags.to_be_bytes());
     let window: u16 = 0x7fff;
     write(start, at::FLAGS + 2, window.to_be_bytes());
-    let length = 20 + TCP_HEADER + answer.payload;
-    write(start, at::LENGTH, (length as u16).to_be_bytes());
-    // The same bytes in every request and answer.
-    write(start, at::PORTS + TCP_HEADER as usize, [0; PAYLOAD]);
-    let mut header = 0;
-    let mut place = 14;
-    while place < at::PORTS {
-        if place != at::IP_CHECK {
-            header += u32::from(u16::from_be_bytes(read(start, place)));
-        }
-        place += 2;
-    }
-    write(start, at::IP_CHECK, folded(header).to_be_bytes());
+    let rest = if flags & WITH_OPTIONS == WITH_OPTIONS {
+        [NO_OPERATION; PAYLOAD]
+    } else {
+        [0; PAYLOAD]
+    };
+    write(start, at::REST, rest);
+    let words = u64::from_be_bytes(rest);
     let ends = halves(u32::from_be_bytes(read(start, at::SOURCE)))
         + halves(u32::from_be_bytes(read(start, at::DESTINATION)))
         + halves(u32::from_be_bytes(read(start, at::PORTS)));
-    let pseudo = 6 + TCP_HEADER + answer.payload;
     let fields = halves(acknowledged) + halves(next) + u32::from(flags) + u32::from(window);
-    write(
-        start,
-        at::CHECK,
-        folded(ends + pseudo + fields).to_be_bytes(),
-    );
+    let sum = ends + 6 + SEGMENT + fields + halves((words >> 32) as u32) + halves(words as u32);
+    write(start, at::CHECK, folded(sum).to_be_bytes());
 }
 
 /// Exchanges both ends: link, address, port. No checksum changes by that.

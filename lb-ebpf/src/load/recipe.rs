@@ -12,8 +12,11 @@ pub(crate) const WORDS: usize = 15;
 /// The length of every frame.
 pub(crate) const FRAME: usize = 2 + 4 * WORDS;
 
-/// How many bytes requests and answers have.
+/// How many bytes requests and answers over TCP have.
 pub(crate) const PAYLOAD: usize = 8;
+
+/// How many bytes datagrams have.
+pub(crate) const DATAGRAM: usize = FRAME - 42;
 
 /// Of each address the generator uses this many ports, as a power of two.
 pub(crate) const PORT_BITS: u32 = 14;

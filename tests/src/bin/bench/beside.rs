@@ -163,7 +163,8 @@ fn packets(stands: &[Stand], extent: &Extent) -> Result<Vec<Column>> {
         }
         for round in 0..=extent.rounds {
             for datagrams in &ready {
-                let rate = datagrams.sample(extent.short)?;
+                let rate = datagrams.sample(extent.short);
+                let rate = rate.with_context(|| failed(datagrams.contender))?;
                 // The first round warms the caches.
                 if round > 0 {
                     column.add(datagrams.contender, rate);
@@ -232,17 +233,19 @@ fn begun(stands: &[Stand], extent: &Extent) -> Result<Column> {
         let mut sender = Sender::new(&chain.client, "eth0")?;
         let client = End::attach(&chain.client, "eth0", does::ASK | does::CLOSE)?;
         let server = End::attach(&chain.backend, "eth0", does::ACCEPT | does::SERVE)?;
-        let frame = ours::segment(chain, stand.target())?.syn();
+        let frame = ours::first(ours::segment(chain, stand.target())?);
         sender.prepare(&frame, Order::Turns { from: 0, of: NEW })?;
         ready.push((stand.contender, sender, client, server));
     }
     for round in 0..=extent.rounds {
         for (contender, sender, client, _server) in &ready {
             let before = client.counts()?.closed;
-            let sent = sender.send_for(extent.short, || Ok(client.counts()?.closed))?;
+            let sent = sender.send_for(extent.short, || Ok(client.counts()?.closed));
+            let sent = sent.with_context(|| failed(*contender))?;
             let closed = client.counts()?.closed - before;
+            // What a queue has no room for is lost, and nothing is sent again.
             ensure!(
-                closed >= sent.made * 99 / 100,
+                closed >= sent.made * 3 / 4,
                 "{}: of {} connections only {closed} came to their end",
                 contender.name(),
                 sent.made
@@ -309,8 +312,7 @@ fn with_sockets(stands: &[Stand], extent: &Extent) -> Result<Sockets> {
     }
     for _ in 0..extent.rounds {
         for stand in stands() {
-            let failed = || format!("with sockets through {}", stand.contender.name());
-            connections(stand, extent, &mut found).with_context(failed)?;
+            connections(stand, extent, &mut found).with_context(|| failed(stand.contender))?;
         }
         for stand in stands() {
             let (count, pace) = ASKING;
@@ -374,6 +376,10 @@ fn bulk(stand: &Stand, server: &Server, extent: &Extent) -> Result<f64> {
     let bytes = sockets::bulk(client, target, server, extent.long)
         .with_context(|| format!("in bulk through {}", stand.contender.name()))?;
     Ok(bytes * 8.0 / 1e9)
+}
+
+fn failed(contender: Contender) -> String {
+    format!("through {}", contender.name())
 }
 
 /// Says what was found as it is found.
@@ -522,7 +528,7 @@ redirect. HAProxy takes no datagrams.";
 
 const BEGUN: &str = "SYN, SYN-ACK, request, answer, FIN, FIN, ACK: clients and servers are XDP \
 programs at the ends of the cables that answer each segment by itself, on the same one core. \
-Only connections count that came to their end. 100,000 clients' ends, one after the other, then \
+Only connections count that came to their end; nothing is sent again. 100,000 clients' ends, one after the other, then \
 again. HAProxy has sockets, and such ends cannot wait for it.";
 
 const CONNECTIONS: &str = "64 clients in one thread connect, send 16 bytes, read 16, and close; \

@@ -166,8 +166,8 @@ fn of_size(services: u32, extent: &Extent) -> Result<Vec<Line>> {
         command.add(large.command_weight(change)?);
     }
     for change in 0..extent.changes.min(10) {
-        one.add(large.reload(change, |service| service == CHANGED(services))?);
-        all.add(large.reload(change, |_| true)?);
+        one.add(large.reload(2 + change, |service| service == CHANGED(services))?);
+        all.add(large.reload(22 + change, |_| true)?);
     }
     large.discard();
     Ok(lines.into())
@@ -337,11 +337,11 @@ impl<'c> Large<'c> {
     }
 
     /// Reloads the file with another weight in the services that are `meant`.
-    fn reload(&self, change: u16, meant: impl Fn(u32) -> bool) -> Result<Duration> {
+    fn reload(&self, weight: u16, meant: impl Fn(u32) -> bool) -> Result<Duration> {
         self.write(|service| {
             let mut weights = [1; BACKENDS as usize];
             if meant(service) {
-                weights[7] = 2 + change % 100;
+                weights[7] = weight;
             }
             weights
         })?;

@@ -11,7 +11,7 @@ use tests::frame::{Frame, tcp, udp};
 use tests::netns::{Chain, Daemon, wait_until};
 
 use crate::load::{End, Order, Sender};
-use crate::recipe::{PAYLOAD, SERVER_PORT, does};
+use crate::recipe::{DATAGRAM, PAYLOAD, SERVER_PORT, does};
 
 /// How long the daemon may take to count connections, a second being its pace.
 const BOUND: Duration = Duration::from_secs(20);
@@ -66,8 +66,13 @@ pub(crate) fn segment(chain: &Chain, to: SocketAddr) -> Result<Frame> {
 pub(crate) fn datagram(chain: &Chain, to: SocketAddr) -> Result<Frame> {
     Ok(udp("0.0.0.0:0", &to.to_string())
         .without_checksum()
-        .payload(&[0; PAYLOAD])
+        .payload(&[0; DATAGRAM])
         .over(links(chain)?))
+}
+
+/// The first segment of a connection, as long as all others.
+pub(crate) fn first(segment: Frame) -> Frame {
+    (0..PAYLOAD).fold(segment.syn(), |segment, _| segment.no_operation())
 }
 
 /// A segment of a connection that is open.
@@ -97,7 +102,7 @@ pub(crate) fn hold(
     for from in (0..flows).step_by(TOGETHER as usize) {
         let count = TOGETHER.min(flows - from);
         let turns = Order::Turns { from, of: flows };
-        sender.prepare(&segment.clone().syn(), turns)?;
+        sender.prepare(&first(segment.clone()), turns)?;
         sender.send(count)?;
         if one_way {
             sender.prepare(&later(segment.clone()), turns)?;

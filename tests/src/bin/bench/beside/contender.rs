@@ -102,9 +102,13 @@ impl Stand {
     /// Puts one up.
     pub(super) fn new(contender: Contender) -> Result<Self> {
         let chain = Chain::new(SERVERS)?;
-        for host in [&chain.client, &chain.balancer] {
-            // A client closes first, and its port rests; this host may use it
-            // again for the same end after a second.
+        let opens: &[&Host] = match contender {
+            Contender::HaProxy => &[&chain.client, &chain.balancer],
+            _ => &[&chain.client],
+        };
+        for host in opens {
+            // Whoever closes first has to let the port rest; a second is enough
+            // for another connection to the same end.
             host.sysctl("ipv4/ip_local_port_range", "1024 65535")?;
             host.sysctl("ipv4/tcp_tw_reuse", "1")?;
         }
@@ -215,7 +219,7 @@ impl Proxy {
         let vip = Chain::VIP;
         host.run("ip", &["addr", "add", &format!("{vip}/32"), "dev", "lo"])?;
         let mut text = format!(
-            "global\n  nbthread 1\n  cpu-map 1/1 {}\n  maxconn 100000\n\
+            "global\n  nbthread 1\n  cpu-map 1/1 {}\n  maxconn 4000\n\
              defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 30s\n  timeout server 30s\n  \
              option splice-auto\n\
              listen web\n  bind {vip}:{SERVER_PORT} backlog 65535\n  balance roundrobin\n",
