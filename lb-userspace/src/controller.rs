@@ -27,13 +27,14 @@ use crate::model::offer::Standing;
 use crate::model::slow_start::SlowStarts;
 use crate::model::{self, Overrides, Service};
 use crate::neighbours::{self, Neighbours};
-use crate::reconcile::{self, Lingering, Measures, ServicePlan, Tables};
+use crate::reconcile::{self, Change, Lingering, Measures, ServicePlan, Tables};
 use crate::routes::Routes;
 use crate::schedule::Made;
 use crate::state::{self, State};
 
 mod commands;
 mod differences;
+mod haste;
 mod interfaces;
 mod pair;
 mod records;
@@ -230,11 +231,7 @@ impl Controller {
         // nobody has judged.
         let targets = targets(&config, &desired, &known);
         drop(known);
-        let changes = reconcile::diff(&self.tables, &plan.tables);
-        for step in reconcile::steps(&changes) {
-            self.dataplane.apply_step(step)?;
-            step.iter().for_each(|change| self.tables.apply(change));
-        }
+        self.make(&reconcile::diff(&self.tables, &plan.tables))?;
         self.checker.reconcile(targets);
         self.lingering = lingering;
         self.slow_starts = slow_starts;
@@ -249,6 +246,15 @@ impl Controller {
         if self.state.overrides != overrides {
             self.state.overrides = overrides;
             self.save()?;
+        }
+        Ok(())
+    }
+
+    /// Makes changes in the kernel's tables.
+    fn make(&mut self, changes: &[Change]) -> Result<(), Refusal> {
+        for step in reconcile::steps(changes) {
+            self.dataplane.apply_step(step)?;
+            step.iter().for_each(|change| self.tables.apply(change));
         }
         Ok(())
     }
@@ -282,13 +288,19 @@ impl Controller {
             .collect();
         // One on an address that the backend no longer has is void.
         let meant = |report: &&health::Report| current.contains(&(&report.id, report.address));
-        let mut any = false;
+        let mut services = BTreeSet::new();
         for report in reports.iter().filter(meant) {
             self.record_health(report);
-            any = true;
+            services.insert(report.id.service.as_str());
         }
         drop(known);
-        if any && let Err(error) = self.reconcile() {
+        if services.is_empty() {
+            return;
+        }
+        let overrides = self.state.overrides.clone();
+        let hastened = (services.iter().take(haste::AT_ONCE))
+            .try_for_each(|service| self.hasten(service, &overrides));
+        if let Err(error) = hastened.and_then(|()| self.reconcile()) {
             warn!("the schedule could not be brought up to date: {error}");
         }
     }

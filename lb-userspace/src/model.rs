@@ -244,7 +244,8 @@ pub fn desired(
         .collect()
 }
 
-fn merge(
+/// The same for one service of the file.
+pub fn merge(
     service: &config::Service,
     overrides: &Overrides,
     up: &impl Fn(&TargetId, &Endpoint, &Endpoint) -> bool,

@@ -19,6 +19,7 @@ mod numbers;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lb_common::Be16;
@@ -50,6 +51,20 @@ pub struct Tables {
 }
 
 impl Tables {
+    /// The part of them that [`offered`] writes for a service.
+    pub fn offer_of(&self, planned: &ServicePlan) -> Self {
+        let number = planned.number;
+        let backends = planned.backends.iter();
+        Self {
+            parties: BTreeMap::new(),
+            backends: backends
+                .filter_map(|place| Some((*place, *self.backends.get(place)?)))
+                .collect(),
+            sequences: one(&self.sequences, number),
+            policies: one(&self.policies, number),
+        }
+    }
+
     /// The tables after a change.
     pub fn apply(&mut self, change: &Change) {
         match change {
@@ -87,6 +102,12 @@ impl Tables {
             }
         }
     }
+}
+
+/// One entry of a table, if it is there.
+fn one<V: Clone>(table: &BTreeMap<u32, V>, number: u32) -> BTreeMap<u32, V> {
+    let entry = table.get(&number).map(|value| (number, value.clone()));
+    entry.into_iter().collect()
 }
 
 /// How much the tables can hold, and how they count time.
@@ -233,27 +254,14 @@ pub fn plan(
             }
             backends.push(place);
         }
-        let candidates = service.candidates(&backends);
-        let schedule = made.schedule(service.listen, service.scheduler, candidates);
-        for (wanted, place) in service.backends.iter().zip(&backends) {
-            let open = schedule.shares.contains_key(place);
-            let entry = Backend {
-                address: wanted.endpoint.address,
-                port: wanted.endpoint.port,
-                protocol: wanted.endpoint.protocol as u8,
-                flags: flags(service, wanted, open),
-                service: number,
-            };
-            tables.backends.insert(*place, entry);
-        }
-        let slots = &schedule.sequence.slots;
-        if !slots.is_empty() {
-            tables.sequences.insert(number, slots.clone());
-        }
-        let policy = policy(service, measures.hertz);
-        if policy != Policy::default() {
-            tables.policies.insert(number, policy);
-        }
+        let schedule = offer(
+            &mut tables,
+            service,
+            number,
+            &backends,
+            made,
+            measures.hertz,
+        );
         let listener = party(&mut tables.parties, service.listen);
         listener.roles |= role::SERVICE;
         listener.service = number;
@@ -274,6 +282,49 @@ pub fn plan(
     linger(&mut tables, present, lingering, now);
     linger_endpoints(&mut tables, present, lingering, now);
     Ok(Plan { tables, services })
+}
+
+/// What a service offers to new connections, as it stands in tables and nothing
+/// else does: its backends, its sequence, how it chooses. It has the backends that
+/// it was planned with, in the same order.
+pub fn offered(service: &Service, planned: &ServicePlan, made: &mut Made, hertz: u32) -> Tables {
+    let mut tables = Tables::default();
+    let (number, backends) = (planned.number, &planned.backends);
+    offer(&mut tables, service, number, backends, made, hertz);
+    tables
+}
+
+/// Writes that into the tables; the schedule by which it offers.
+fn offer(
+    tables: &mut Tables,
+    service: &Service,
+    number: u32,
+    backends: &[u32],
+    made: &mut Made,
+    hertz: u32,
+) -> Arc<Schedule> {
+    let candidates = service.candidates(backends);
+    let schedule = made.schedule(service.listen, service.scheduler, candidates);
+    for (wanted, place) in service.backends.iter().zip(backends) {
+        let open = schedule.shares.contains_key(place);
+        let entry = Backend {
+            address: wanted.endpoint.address,
+            port: wanted.endpoint.port,
+            protocol: wanted.endpoint.protocol as u8,
+            flags: flags(service, wanted, open),
+            service: number,
+        };
+        tables.backends.insert(*place, entry);
+    }
+    let slots = &schedule.sequence.slots;
+    if !slots.is_empty() {
+        tables.sequences.insert(number, slots.clone());
+    }
+    let policy = policy(service, hertz);
+    if policy != Policy::default() {
+        tables.policies.insert(number, policy);
+    }
+    schedule
 }
 
 /// Sums up what a service's schedule gives its backends.

@@ -8,7 +8,7 @@ use lb_common::abi::{NOBODY, Party, Policy, TCP, backend, forward, pick, role};
 use lb_userspace::config::OnDown;
 use lb_userspace::model::{self, Service};
 use lb_userspace::reconcile::{
-    Change, Full, LINGER, Lingering, Measures, Plan, Tables, diff, plan,
+    Change, Full, LINGER, Lingering, Measures, Plan, Tables, diff, offered, plan, steps,
 };
 use lb_userspace::schedule::{Made, Scheduler, backend_of, weight_of};
 
@@ -91,6 +91,62 @@ fn a_weight_change_is_one_new_sequence_and_nothing_else() {
     assert!(
         matches!(&changes[..], [Change::SetSequence { service: 0, slots }] if slots.len() == 2),
         "{changes:?}"
+    );
+}
+
+#[test]
+fn what_one_service_offers_can_be_written_before_the_plan_for_all() {
+    let (mut tables, mut lingering, now) =
+        (Tables::default(), Lingering::default(), Instant::now());
+    let services = |weight, up| {
+        [
+            service("a", 80, &[("10.0.0.1:1", 1, true)]),
+            service(
+                "b",
+                81,
+                &[("10.0.0.2:1", weight, up), ("10.0.0.3:1", 1, true)],
+            ),
+        ]
+    };
+    let first = step(&services(3, true), &mut tables, &mut lingering, now);
+    for (weight, up) in [(2, true), (0, true), (4, false), (4, true)] {
+        let after = services(weight, up);
+        let planned = &first.services[1];
+        let mut made = Made::default();
+        let offered = offered(&after[1], planned, &mut made, MEASURES.hertz);
+        let changes = diff(&tables.offer_of(planned), &offered);
+        assert_ne!(changes, [], "{weight} {up}");
+        changes.iter().for_each(|change| tables.apply(change));
+        let plan = plan(&after, &tables, &mut lingering, &mut made, MEASURES, now);
+        let plan = plan.expect("it fits");
+        assert_eq!(diff(&tables, &plan.tables), [], "{weight} {up}");
+    }
+}
+
+#[test]
+fn sequences_are_one_step_and_all_else_is_one_by_one() {
+    let (mut tables, mut lingering, now) =
+        (Tables::default(), Lingering::default(), Instant::now());
+    let services = [
+        service("a", 80, &[("10.0.0.1:1", 1, true)]),
+        service("b", 81, &[("10.0.0.2:1", 1, true)]),
+    ];
+    let plan = step(&services, &mut tables, &mut lingering, now);
+    let changes = diff(&Tables::default(), &plan.tables);
+    let of_sequences = |change: &Change| matches!(change, Change::SetSequence { .. });
+    let mut together = 0;
+    for step in steps(&changes) {
+        if step.iter().any(of_sequences) {
+            assert!(step.iter().all(of_sequences), "{step:?}");
+            together = together.max(step.len());
+        } else {
+            assert_eq!(step.len(), 1, "{step:?}");
+        }
+    }
+    assert_eq!(together, 2);
+    assert_eq!(
+        steps(&changes).map(<[Change]>::len).sum::<usize>(),
+        changes.len()
     );
 }
 

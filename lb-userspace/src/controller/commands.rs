@@ -11,11 +11,16 @@ use crate::health::TargetId;
 use crate::model::{self, Overrides};
 
 impl Controller {
-    /// Changes the overrides and enforces them; refused, nothing changes.
-    fn change(&mut self, change: impl FnOnce(&mut Overrides)) -> Result<(), Refusal> {
+    /// Changes the overrides of a backend and enforces them; refused, nothing changes.
+    fn change(
+        &mut self,
+        id: &TargetId,
+        change: impl FnOnce(&mut Overrides),
+    ) -> Result<(), Refusal> {
         let mut overrides = self.state.overrides.clone();
         change(&mut overrides);
         overrides.prune(&self.config);
+        self.hasten(&id.service, &overrides)?;
         self.enforce(Arc::clone(&self.config), overrides)
     }
 
@@ -29,7 +34,7 @@ impl Controller {
         }
         let (place, within) = self.find(&id.service, &id.backend)?;
         let was = self.desired[place].backends[within].weight;
-        self.change(|overrides| {
+        self.change(id, |overrides| {
             let entry = overrides.entry(id);
             entry.weight = Some(weight);
             entry.enable();
@@ -57,7 +62,7 @@ impl Controller {
             Some(deadline) => Some(reset_time(now, deadline)?),
             None => None,
         };
-        self.change(|overrides| overrides.entry(id).drain(reset_at))?;
+        self.change(id, |overrides| overrides.entry(id).drain(reset_at))?;
         let reset_at = self.state.overrides.of(id).and_then(|entry| entry.reset_at);
         let left = reset_at.map(|at| at.duration_since(now).unwrap_or_default());
         let what = match left {
@@ -74,7 +79,7 @@ impl Controller {
     /// Allows new connections to a backend again, by the weight it had.
     pub fn enable(&mut self, id: &TargetId) -> Result<(), Refusal> {
         self.find(&id.service, &id.backend)?;
-        self.change(|overrides| overrides.entry(id).enable())?;
+        self.change(id, |overrides| overrides.entry(id).enable())?;
         self.record_command(Kind::BackendEnabled, id, "takes new connections again");
         Ok(())
     }
@@ -120,7 +125,7 @@ impl Controller {
             )));
         }
         let in_file = in_file.is_some();
-        self.change(|overrides| {
+        self.change(id, |overrides| {
             let entry = overrides.entry(id);
             *entry = model::Override {
                 weight: Some(weight),
@@ -140,7 +145,7 @@ impl Controller {
     pub fn remove_backend(&mut self, id: &TargetId) -> Result<(), Refusal> {
         let (place, within) = self.find(&id.service, &id.backend)?;
         let in_file = self.desired[place].backends[within].configured.is_some();
-        self.change(|overrides| {
+        self.change(id, |overrides| {
             if in_file {
                 *overrides.entry(id) = model::Override {
                     removed: true,
