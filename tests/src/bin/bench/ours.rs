@@ -137,8 +137,9 @@ pub(crate) fn verdicts(daemon: &Daemon) -> Result<BTreeMap<String, u64>> {
     Ok(counts.iter().filter_map(one).collect())
 }
 
-/// Fails unless all of so many packets had this verdict since `before`.
-pub(crate) fn ensure_all(
+/// Fails unless so many packets had this verdict since `before`. One in a thousand
+/// may be of a connection that the full table had no place for.
+pub(crate) fn ensure_nearly_all(
     daemon: &Daemon,
     before: &BTreeMap<String, u64>,
     packets: u64,
@@ -149,8 +150,9 @@ pub(crate) fn ensure_all(
         since.entry(name.clone()).and_modify(|now| *now -= count);
     }
     since.retain(|_, count| *count > 0);
+    let meant = since.get(name).copied().unwrap_or(0);
     ensure!(
-        since.get(name) == Some(&packets),
+        (packets - packets / 1000..=packets).contains(&meant),
         "the {packets} packets did not all end as {name}, but as {since:?}"
     );
     Ok(())
