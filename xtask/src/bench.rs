@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: what a packet costs, and what a million connections take.
+//! `cargo xtask bench`: what a packet costs, what many connections take, how fast
+//! the balancer is beside others, and how soon it does what it is told.
 
 use std::ffi::OsString;
 

@@ -53,7 +53,8 @@ enum Task {
     },
     /// Set up, build, and show the balancer at work on real connections (as root)
     Demo,
-    /// Set up, build, and measure what a packet costs (as root); see `-- --help`
+    /// Set up, build, and measure: packets, rates, rivals, control plane (as root);
+    /// see `-- --help`
     Bench {
         /// Handed to the benchmark as they are
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

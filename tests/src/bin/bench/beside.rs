@@ -112,6 +112,7 @@ pub(crate) fn measure(quick: bool) -> Result<Section> {
     let begun = begun(&stands, &extent)?;
     let sockets = with_sockets(&stands, &extent)?;
     let tables = vec![
+        times_table(&packets, &begun, &sockets),
         packets_table(&packets),
         begun_table(&begun),
         connections_table(&sockets),
@@ -424,6 +425,47 @@ fn optional(figure: Option<f64>) -> String {
     figure.map_or_else(|| "–".to_owned(), shown)
 }
 
+/// How many times what users would pick.
+fn times_table(packets: &[Column], begun: &Column, sockets: &Sockets) -> Table {
+    let head = ["how many times", "`nat`", "`full-nat`"];
+    let mut table = Table::new(&head, TIMES);
+    let pairs = [
+        (Contender::Nat, Contender::Nftables { masquerade: false }),
+        (Contender::FullNat, Contender::Nftables { masquerade: true }),
+    ];
+    let mut row = |name: String, times: &dyn Fn((Contender, Contender)) -> Option<f64>| {
+        let cells = pairs.map(|pair| optional(times(pair)));
+        let [nat, full] = cells.map(|cell| format!("**{cell}**"));
+        table.row(&[name, nat, full]);
+    };
+    for column in packets {
+        let name = format!("nftables' small packets a second, {}", column.name);
+        row(name, &|(own, other)| {
+            Some(column.median(own)? / column.median(other)?)
+        });
+    }
+    row("nftables' new connections a second".into(), &|(
+        own,
+        other,
+    )| {
+        Some(begun.median(own)? / begun.median(other)?)
+    });
+    let floor = begun.median(Contender::Across);
+    let proxy = sockets.process.median(Contender::HaProxy);
+    row(
+        "HAProxy's connections a CPU second, by packets".into(),
+        &|(own, _)| {
+            let each = 1e3 / begun.median(own)? - 1e3 / floor?;
+            Some(proxy? / each)
+        },
+    );
+    let beyond = |one| sockets.busy.beyond(one, Contender::Forwarding);
+    row("the same by sockets".into(), &|(own, _)| {
+        Some(beyond(Contender::HaProxy)? / beyond(own)?)
+    });
+    table
+}
+
 fn packets_table(columns: &[Column]) -> Table {
     let mut head = vec!["small packets, millions a second".to_owned()];
     for column in columns {
@@ -511,11 +553,18 @@ fn rest_table(found: &Sockets) -> Table {
     table
 }
 
+const TIMES: &str = "`nat` is held against nftables with DNAT, `full-nat` against DNAT and \
+masquerade. HAProxy's CPU time \"by packets\" is that of its process, with sockets (its share \
+of what the kernel does with its packets is not all in there), Fulcrum's what a connection \
+made of packets takes beyond a bare XDP redirect; \"by sockets\" both are what the whole machine \
+takes beyond plain forwarding. On a veth that is more than on a card: there an XDP program is \
+given a copy of every packet that comes from a socket.";
+
 const METHOD: &str = "Each stands in the middle of three network namespaces in a row (client, \
 balancer, servers), joined by veth pairs with nothing else between; all rows are alike, and all \
-are measured by turns. The servers are one host with three addresses. Unless said otherwise the \
+are measured by turns. The servers are one host with eight addresses. Unless said otherwise the \
 ends of all cables have `tx`, `tso` and `gso` off and `gro` on, so that each packet is on the \
-cable as it would be on a wire. nftables has DNAT to `numgen inc mod 3` (and masquerade, which \
+cable as it would be on a wire. nftables has DNAT to `numgen inc mod 8` (and masquerade, which \
 is what makes it the like of `full-nat`), its timeouts of ended connections set to 1 s so that \
 its table does not fill; HAProxy has one thread, pinned to one CPU, `splice-auto`, and \
 `tcp_tw_reuse`. A figure is the median of all samples, with the least and the greatest.";

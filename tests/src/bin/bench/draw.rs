@@ -2,10 +2,10 @@
 
 use anyhow::Result;
 use plotters::prelude::*;
-use plotters::style::full_palette::{BLUE_600, GREY_600};
+use plotters::style::full_palette::{BLUE_600, DEEPORANGE_600, GREY_600};
 
-/// Bars with names, the first word of which may be "bare": those are what others
-/// are measured by, and drawn grey.
+/// Bars with names, by the first word of which they are coloured: grey what others
+/// are measured by ("bare"), and the rivals in another colour.
 pub(crate) struct Chart {
     /// The file, in `docs`.
     pub(crate) file: &'static str,
@@ -38,10 +38,10 @@ impl Chart {
                 let top = 46 + STEP * place;
                 let long = f64::from(WIDTH as i32 - LEFT - 90) * figure / most;
                 let corners = [(LEFT, top), (LEFT + (long as i32).max(1), top + STEP - 8)];
-                let colour = if name.starts_with("bare") {
-                    GREY_600
-                } else {
-                    BLUE_600
+                let colour = match name.split([' ', ',']).next() {
+                    Some("bare") => GREY_600,
+                    Some("nftables" | "HAProxy") => DEEPORANGE_600,
+                    _ => BLUE_600,
                 };
                 area.draw(&Rectangle::new(corners, colour.filled()))?;
                 area.draw(&Text::new(name.as_str(), (12, top + 2), text(14)))?;

@@ -147,13 +147,22 @@ fn measure(arguments: &Arguments) -> Result<Report> {
     let steady = settings()?;
     let mut held = Vec::new();
     if arguments.cases.is_none() {
-        for count in hold::COUNTS {
+        let counts = if arguments.quick {
+            1
+        } else {
+            hold::COUNTS.len()
+        };
+        for &count in hold::COUNTS.iter().take(counts) {
             eprintln!("holding {} connections", cases::grouped(count));
             held.push(hold::run(&steady, count)?);
         }
     }
     let only = arguments.cases.as_deref().unwrap_or_default();
-    let (rounds, packets) = (arguments.rounds, arguments.packets);
+    let (rounds, packets) = if arguments.quick {
+        (1, 10_000)
+    } else {
+        (arguments.rounds, arguments.packets)
+    };
     Ok(Report {
         machine,
         packets,
