@@ -557,8 +557,8 @@ const TIMES: &str = "`nat` is held against nftables with DNAT, `full-nat` agains
 masquerade. HAProxy's CPU time \"by packets\" is that of its process, with sockets (its share \
 of what the kernel does with its packets is not all in there), Fulcrum's what a connection \
 made of packets takes beyond a bare XDP redirect; \"by sockets\" both are what the whole machine \
-takes beyond plain forwarding. On a veth that is more than on a card: there an XDP program is \
-given a copy of every packet that comes from a socket.";
+takes beyond plain forwarding. The latter is more on a veth than on a card: the kernel copies each \
+packet that comes from a socket before it shows it to a veth's XDP program.";
 
 const METHOD: &str = "Each stands in the middle of three network namespaces in a row (client, \
 balancer, servers), joined by veth pairs with nothing else between; all rows are alike, and all \

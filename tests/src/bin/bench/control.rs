@@ -301,9 +301,11 @@ impl<'c> Large<'c> {
             let watching = scope.spawn(|| -> Result<Instant> {
                 let deadline = Instant::now() + BOUND;
                 loop {
-                    // The service of this place in the file has its number.
-                    let words = map.get(&service, 0)?;
-                    if words.get(&sequence::LENGTH, 0)? == length {
+                    // The service of this place in the file has its number. A
+                    // sequence can go between being found and being opened.
+                    let words = map.get(&service, 0);
+                    if words.is_ok_and(|words| words.get(&sequence::LENGTH, 0).ok() == Some(length))
+                    {
                         return Ok(Instant::now());
                     }
                     ensure!(Instant::now() < deadline, "the weight is not obeyed");
