@@ -12,7 +12,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::{Address, Be16, Word};
 
 /// The version of everything in this module.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// No service, or no backend: the packet ended before one was known.
 pub const NOBODY: u32 = u32::MAX;
@@ -71,6 +71,9 @@ pub mod role {
     /// The address of a service, whatever the port: an [`super::Endpoint`] with
     /// port and protocol 0.
     pub const ADDRESS: u8 = 4;
+    /// An address that moves with the role of a pair, and of which no service need
+    /// be: an endpoint like that of [`ADDRESS`].
+    pub const HELD: u8 = 8;
 }
 
 /// Who stands behind an [`Endpoint`]: the value of the `ENDPOINTS` table.
@@ -509,6 +512,29 @@ pub mod shared {
     }
 }
 
+/// The `LEASE` table: one word, until when a node of a pair may act for the services'
+/// addresses, in kernel ticks, all 64 bits; 0 for not at all. Before that tick has
+/// begun nobody else acts; from then on another may.
+pub mod lease {
+    /// The word.
+    pub const UNTIL: u32 = 0;
+    /// How many there are.
+    pub const WORDS: u32 = 1;
+}
+
+/// The `CHANGED` table: a byte for each bucket of connections, which the data path
+/// makes 1 when a connection of the bucket has begun, has changed its state, or has
+/// gone. Whoever keeps another table alike makes it 0 again, and then reads the bucket.
+pub mod changed {
+    /// How many bytes an entry has.
+    pub const BYTES: u32 = 64;
+
+    /// How many entries there are for so many buckets.
+    pub const fn entries(buckets: u32) -> u32 {
+        buckets.div_ceil(BYTES)
+    }
+}
+
 /// The `SIEVE` table: bits that say of an endpoint whether it is worth while to look
 /// for a connection of it, by a hash (a Bloom filter with one function). A bit too
 /// many costs time, a bit too few loses packets.
@@ -657,6 +683,11 @@ pub struct Settings {
     /// One if frames come in by members of an interface (a bond), so that the
     /// `INTERFACES` table is asked even where there is no tag.
     pub members: u32,
+    /// One if this node is one of a pair: it acts by lease only ([`lease`]), and
+    /// notes what has changed in the table of connections ([`changed`]).
+    pub paired: u32,
+    /// No meaning: the fields are whole words.
+    pub zero: u32,
     /// How many low bits of [`Self::tunnel_v4`] vary with the flow.
     pub tunnel_v4_bits: u32,
     /// How many low bits of [`Self::tunnel_v6`] vary with the flow, at most 32.
@@ -682,6 +713,8 @@ impl Settings {
         answer_buckets: 0,
         error_limit: u32::MAX,
         members: 0,
+        paired: 0,
+        zero: 0,
         tunnel_v4_bits: 16,
         tunnel_v6_bits: 32,
         tunnel_v4: Address::v4([198, 18, 0, 0]),
@@ -760,5 +793,5 @@ const _: () = {
     assert!(size_of::<FragmentKey>() == 40);
     assert!(size_of::<Fragment>() == 16);
     assert!(size_of::<Tagged>() == 16);
-    assert!(size_of::<Settings>() == 80);
+    assert!(size_of::<Settings>() == 88);
 };

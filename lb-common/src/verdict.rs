@@ -154,6 +154,8 @@ verdicts! {
         "TCP of a flow whose backend is down (on_down = \"reset\") or was drained past its deadline: answered with a RST, so that the sender connects anew."
     43 FlowGone "flow_gone" Drop
         "Of a flow whose backend is down, and nothing to be answered (a RST, or a later fragment)."
+    44 NotActive "not_active" Drop
+        "For an address that moves with the role of a pair, or of a connection, while the other node has the role, or may have taken it because this node's lease is over. A few after a change of roles are normal; many mean that somebody has not heard where the addresses went. See `lb ha status`."
 }
 
 /// Capacity of the table of verdict counters; a power of two, so that the

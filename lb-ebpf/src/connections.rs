@@ -82,6 +82,12 @@ pub trait Memory {
 
     /// Counts a live connection of this backend more, or with -1 one less.
     fn count_live(&self, backend: u32, by: i32);
+
+    /// Notes that a connection of this bucket has begun, has changed its state, or has
+    /// gone, for whoever keeps another table alike. Where nobody does, nothing is
+    /// noted.
+    #[inline(always)]
+    fn note_change(&self, _bucket: u32) {}
 }
 
 /// How large the arrays of a table are, and what its hash begins with.
@@ -997,6 +1003,7 @@ pub fn publish(memory: &impl Memory, place: u32, stamp: u32, state: u32) -> u32 
         .store(u64::from(even) << VERSION_SHIFT | u64::from(state));
     let hash = word.load() & tag::HASH;
     word.store(hash | stamped(stamp, class(state)));
+    memory.note_change(place / tag::WORDS);
     even
 }
 
@@ -1038,6 +1045,7 @@ pub fn remove(memory: &impl Memory, place: u32, version_then: u32) -> bool {
     }
     empty(memory, entry, place);
     word.store(tag::FREE);
+    memory.note_change(place / tag::WORDS);
     true
 }
 
@@ -1065,6 +1073,7 @@ pub fn advance(memory: &impl Memory, flow: &Flow, off: u32, on: u32, stamp: u32)
             if class(state) != class(next) {
                 retag(memory, flow.place, stamp);
             }
+            memory.note_change(flow.place / tag::WORDS);
             return;
         }
         tries += 1;

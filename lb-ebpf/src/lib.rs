@@ -6,7 +6,8 @@
 //! host, where the tests give it the same frames and compare. Nothing in the
 //! library knows aya, the kernel, or a clock.
 //!
-//! One packet goes through these, in order:
+//! One packet goes through these, in order; on a node of a pair that is not the active
+//! one it goes nowhere ([`passive`]):
 //!
 //! 1. [`parse`]: tags, addresses, ports and lengths, or `Pass` when it cannot be
 //!    ours.
@@ -37,6 +38,7 @@ pub mod hops;
 pub mod icmp;
 pub mod packet;
 pub mod parse;
+pub mod passive;
 pub mod reset;
 pub mod rewrite;
 pub mod room;
@@ -78,6 +80,9 @@ fn pipeline(
     tables: &impl Tables,
     room: &mut Room,
 ) -> Result<Verdict, Verdict> {
+    if !tables.may_act() {
+        return Err(passive::receive(packet, tables, room));
+    }
     if let Err(why) = parse::parse(packet, &mut room.parsed) {
         return Err(fragments::led(tables, room, why));
     }

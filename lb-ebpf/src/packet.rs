@@ -27,6 +27,32 @@ pub struct Ethernet {
     pub src: [u8; 6],
 }
 
+/// ARP for IPv4 over Ethernet (RFC 826).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Arp {
+    /// The kinds of addresses, and their lengths.
+    pub spaces: [u8; 6],
+    /// What it is, big-endian.
+    pub operation: [u8; 2],
+    /// Whose link address is told.
+    pub sender: [u8; 10],
+    /// The link address that is asked for, where it is known.
+    pub target_link: [u8; 6],
+    /// Whose link address is asked for.
+    pub target: [u8; 4],
+}
+
+/// A neighbour solicitation without its options (RFC 4861, section 4.3).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Solicitation {
+    /// Type, code, checksum, and four bytes without a meaning.
+    pub icmp: [u8; 8],
+    /// Whose link address is asked for.
+    pub target: [u8; 16],
+}
+
 /// The ports, which TCP and UDP have in the same place.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +105,8 @@ pub struct Icmp {
 
 const _: () = {
     assert!(align_of::<Ethernet>() == 1 && size_of::<Ethernet>() == 12);
+    assert!(align_of::<Arp>() == 1 && size_of::<Arp>() == 28);
+    assert!(align_of::<Solicitation>() == 1 && size_of::<Solicitation>() == 24);
     assert!(align_of::<Ports>() == 1 && size_of::<Ports>() == 4);
     assert!(align_of::<Ipv4Hdr>() == 1 && size_of::<Ipv4Hdr>() == 20);
     assert!(align_of::<Ipv6Hdr>() == 1 && size_of::<Ipv6Hdr>() == 40);
@@ -89,6 +117,10 @@ const _: () = {
 
 // SAFETY: byte arrays only; alignment and size are asserted above.
 unsafe impl Wire for Ethernet {}
+// SAFETY: byte arrays only; alignment and size are asserted above.
+unsafe impl Wire for Arp {}
+// SAFETY: byte arrays only; alignment and size are asserted above.
+unsafe impl Wire for Solicitation {}
 // SAFETY: byte arrays only; alignment and size are asserted above.
 unsafe impl Wire for Ports {}
 // SAFETY: bytes and byte arrays only; alignment and size are asserted above.

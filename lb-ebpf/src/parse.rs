@@ -16,8 +16,8 @@ use network_types::udp::UdpHdr;
 
 use crate::packet::{Ethernet, Icmp, Packet, Ports, Tcp};
 
-const IPV4: [u8; 2] = [0x08, 0x00];
-const IPV6: [u8; 2] = [0x86, 0xdd];
+pub(crate) const IPV4: [u8; 2] = [0x08, 0x00];
+pub(crate) const IPV6: [u8; 2] = [0x86, 0xdd];
 
 /// What begins a tag: IEEE 802.1Q's customer and service tags, and the number
 /// that was common for the outer of two before the latter.

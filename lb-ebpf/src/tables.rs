@@ -126,6 +126,10 @@ pub trait Tables: Memory {
     /// Kernel ticks, the low 32 bits; wraps.
     fn now(&self) -> u32;
 
+    /// Whether this node may act for the services' addresses: alone always, in a pair
+    /// while its lease lasts ([`lb_common::abi::lease`]).
+    fn may_act(&self) -> bool;
+
     /// Who stands behind this endpoint.
     fn party(&self, endpoint: &Endpoint) -> Option<Party>;
 
@@ -225,6 +229,13 @@ pub(crate) const fn endpoint(address: Address, port: Be16, protocol: u16) -> End
         protocol,
         zero: 0,
     }
+}
+
+/// Whether the address moves with the role of a pair.
+#[inline(always)]
+pub(crate) fn is_held(tables: &impl Tables, address: Address) -> bool {
+    let bare = endpoint(address, Be16::new(0), 0);
+    (tables.party(&bare)).is_some_and(|party| party.roles & (role::ADDRESS | role::HELD) != 0)
 }
 
 /// Whether services listen on the address, whatever their port.

@@ -39,7 +39,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use fault::{Expected, Fault, Unusable};
-pub use ha::Ha;
+pub use ha::{Ha, MOST_ADDRESSES};
 pub use report::{ConfigErrors, Place, Problem};
 pub use value::Prefix;
 pub use words::{CheckKind, Forward, HaChecksum, OnDown, Protocol, Via, XdpMode};

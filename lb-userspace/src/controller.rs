@@ -218,7 +218,7 @@ impl Controller {
             hertz: host::ticks_per_second(),
         };
         let mut lingering = self.lingering.clone();
-        let plan = reconcile::plan(
+        let mut plan = reconcile::plan(
             &desired,
             &self.tables,
             &mut lingering,
@@ -227,6 +227,9 @@ impl Controller {
             now,
         )
         .map_err(|full| Refusal::Invalid(full.to_string()))?;
+        if let Some(ha) = &config.ha {
+            reconcile::hold(&mut plan.tables, &ha.addresses);
+        }
         // Before the tables change: a backend that they do not know yet is one that
         // nobody has judged.
         let targets = targets(&config, &desired, &known);

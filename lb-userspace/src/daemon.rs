@@ -27,7 +27,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::address::Addresses;
 use crate::api;
-use crate::config::{self, Config, TunnelSources};
+use crate::config::{self, Config};
 use crate::controller::{self, Aides, Controller, Interfaces};
 use crate::dataplane::{self, Dataplane, Sizes};
 use crate::events::{Journal, Kind, Subject};
@@ -219,7 +219,7 @@ async fn start(
     let opened = Dataplane::open(
         &node.pin_path,
         sizes,
-        &settings(&node.tunnel_sources, interfaces.members())?,
+        &settings(&config, interfaces.members())?,
         interfaces.frags(),
         options.program_log,
     )?;
@@ -274,7 +274,8 @@ async fn start(
 
 /// The constants of the program. `members`: frames may come in by members of
 /// an interface.
-fn settings(sources: &TunnelSources, members: bool) -> anyhow::Result<Settings> {
+fn settings(config: &Config, members: bool) -> anyhow::Result<Settings> {
+    let sources = &config.node.tunnel_sources;
     let second = host::ticks_per_second();
     let ports = host::ports(Path::new(forwarding::SYSCTLS))?;
     Ok(Settings {
@@ -289,6 +290,8 @@ fn settings(sources: &TunnelSources, members: bool) -> anyhow::Result<Settings> 
         answer_buckets: 0,
         error_limit: ERRORS_PER_SECOND,
         members: u32::from(members),
+        paired: u32::from(config.ha.is_some()),
+        zero: 0,
         tunnel_v4_bits: sources.v4.varied_bits(),
         tunnel_v6_bits: sources.v6.varied_bits(),
         tunnel_v4: sources.v4.address().into(),

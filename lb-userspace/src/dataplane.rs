@@ -26,11 +26,12 @@ use bytemuck::{bytes_of, pod_read_unaligned};
 use lb_common::abi::{
     ABI_VERSION, ANSWER_WAYS, Affinity, AffinityKey, AnswerBucket, Backend, Connection, DropKey,
     Endpoint, Fragment, FragmentKey, NextHop, Party, Policy, Settings, Tagged, Traffic, backend,
-    hop, role, shared, sieve, tag,
+    changed, hop, lease as lease_words, role, shared, sieve, tag,
 };
 
 use lb_ebpf::Displaced;
 
+use crate::config::MOST_ADDRESSES;
 use crate::host;
 use crate::reconcile::{Change, Tables};
 
@@ -38,6 +39,7 @@ mod changes;
 pub mod connections;
 mod counts;
 mod handover;
+mod lease;
 mod links;
 mod loading;
 mod pins;
@@ -46,6 +48,7 @@ mod sequences;
 pub use changes::Changes;
 pub use connections::Table;
 pub use handover::{Handover, Round};
+pub use lease::Lease;
 pub(crate) use loading::refused;
 
 pub use links::{AttachError, Came, Carried, Mode, linked};
@@ -59,7 +62,7 @@ use sequences::Sequences;
 pub static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf.o"));
 
 /// The maps that are pinned: name, size of a key, size of a value.
-const PINNED: [(&str, usize, usize); 21] = [
+const PINNED: [(&str, usize, usize); 23] = [
     ("ENDPOINTS", size_of::<Endpoint>(), size_of::<Party>()),
     ("BACKENDS", 4, size_of::<Backend>()),
     ("SEQUENCES", 4, 4),
@@ -74,6 +77,8 @@ const PINNED: [(&str, usize, usize); 21] = [
     ("ANSWERS", 4, size_of::<AnswerBucket>()),
     ("LIVE", 4, 8),
     ("SHARED", 4, 4),
+    ("LEASE", 4, 8),
+    ("CHANGED", 4, changed::BYTES as usize),
     ("HOPS", 4, size_of::<NextHop>()),
     ("DISPLACED", 4, 8),
     ("DEVICES", 4, 8),
@@ -118,13 +123,15 @@ impl Sizes {
     /// How many entries the map of this name has room for.
     fn entries(self, map: &str) -> u32 {
         match map {
-            // A service and its bare address, and each backend.
-            "ENDPOINTS" => 2 * self.services + self.backends,
+            // A service and its bare address, each backend, and what else moves with
+            // the role of a pair.
+            "ENDPOINTS" => 2 * self.services + self.backends + MOST_ADDRESSES,
             "BACKENDS" | "BACKEND_TRAFFIC" => self.backends,
             "SEQUENCES" | "SERVICE_TRAFFIC" | "POLICIES" => self.services,
             "SIEVE" => sieve::WORDS,
             "LIVE" => self.backends,
             "SHARED" => shared::WORDS,
+            "LEASE" => lease_words::WORDS,
             "HOPS" => hop::PLACES,
             "DISPLACED" => DISPLACEMENTS,
             "DEVICES" => MAX_DEVICES,
@@ -181,6 +188,7 @@ pub struct Dataplane {
     displaced: PerCpuArray<MapData, u64>,
     table: Arc<Table>,
     changes: Arc<Changes>,
+    lease: Arc<Lease>,
     devices: DevMapHash<MapData>,
     interfaces: HashMap<MapData, [u8; 16], u32>,
     exits: HashMap<MapData, u32, [u8; 16]>,
@@ -295,6 +303,7 @@ impl Dataplane {
             let entries = match name {
                 "CONNECTIONS" => settings.tag_buckets * tag::WORDS,
                 "ANSWERS" => settings.answer_buckets,
+                "CHANGED" => changed::entries(settings.tag_buckets),
                 name => sizes.entries(name),
             };
             loader.map_max_entries(name, entries);
@@ -307,7 +316,8 @@ impl Dataplane {
             .context("the kernel did not take the maps of the XDP program; too little memory for node.max_flows?")?;
         let ticks = named(&mut ebpf, "lb_ticks")?;
         ticks.load().map_err(refused)?;
-        let changes = Changes::pinned(folder, ticks)?;
+        let changes = Arc::new(Changes::pinned(folder, ticks)?);
+        let lease = Lease::pinned(folder, Arc::clone(&changes))?;
         if !adopted {
             scatter_ids(&mut ebpf)?;
             // Of zero it could not be told that nobody wrote it, a second before the
@@ -330,7 +340,8 @@ impl Dataplane {
             sieve: typed(&mut ebpf, "SIEVE", Array::try_from)?,
             displaced: typed(&mut ebpf, "DISPLACED", PerCpuArray::try_from)?,
             table: Arc::new(table),
-            changes: Arc::new(changes),
+            changes,
+            lease: Arc::new(lease),
             devices: typed(&mut ebpf, "DEVICES", DevMapHash::try_from)?,
             interfaces: typed(&mut ebpf, "INTERFACES", HashMap::try_from)?,
             exits: typed(&mut ebpf, "EXITS", HashMap::try_from)?,
@@ -363,6 +374,11 @@ impl Dataplane {
     /// The count of changes on which the data path's notes depend.
     pub fn changes(&self) -> Arc<Changes> {
         Arc::clone(&self.changes)
+    }
+
+    /// Until when the data path of a node of a pair may act.
+    pub fn lease(&self) -> Arc<Lease> {
+        Arc::clone(&self.lease)
     }
 
     /// How many connections were displaced so far, by [`lb_ebpf::Displaced`].

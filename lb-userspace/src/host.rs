@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use thiserror::Error;
 
-pub use clock::{stamp_shift, ticks_now, ticks_per_second};
+pub use clock::{stamp_shift, ticks_now, ticks_per_second, wide_ticks_now};
 pub use interfaces::{InterfaceError, ifindex, interface_name, interface_names, takes_tags_off};
 pub use ports::ports;
 

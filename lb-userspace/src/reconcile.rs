@@ -19,6 +19,7 @@ mod numbers;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -282,6 +283,20 @@ pub fn plan(
     linger(&mut tables, present, lingering, now);
     linger_endpoints(&mut tables, present, lingering, now);
     Ok(Plan { tables, services })
+}
+
+/// Enters addresses that move with the role of a pair, whether a service listens there
+/// or not.
+pub fn hold(tables: &mut Tables, addresses: &[IpAddr]) {
+    for &address in addresses {
+        let bare = Endpoint {
+            address: address.into(),
+            port: Be16::new(0),
+            protocol: 0,
+            zero: 0,
+        };
+        party(&mut tables.parties, bare).roles |= role::HELD;
+    }
 }
 
 /// What a service offers to new connections, as it stands in tables and nothing

@@ -30,6 +30,7 @@ mod going;
 mod mss;
 mod outer;
 mod passing;
+mod passive;
 mod refused;
 mod rewriting;
 mod routes;
@@ -67,6 +68,8 @@ pub enum Step {
     },
     /// The connection whose client's packets have this key is lost.
     Loses(FlowKey),
+    /// The node has the lease of its pair from now on, or has not.
+    Lease(bool),
     /// Something is true of the tables.
     Then(String, Box<dyn Fn(&State) -> bool + Send + Sync>),
 }
@@ -119,6 +122,11 @@ impl Case {
 
     fn loses(self, key: FlowKey) -> Self {
         self.step(Step::Loses(key))
+    }
+
+    /// The node is the active one of its pair from now on, or is not.
+    fn lease(self, held: bool) -> Self {
+        self.step(Step::Lease(held))
     }
 
     fn then(
@@ -332,6 +340,7 @@ pub fn all() -> Vec<Case> {
         routes::cases(),
         rewriting::cases(),
         passing::cases(),
+        passive::cases(),
         outer::cases(),
         echo::cases(),
         errors::cases(),

@@ -86,6 +86,7 @@ struct Sequence {
 pub struct HostTables {
     settings: Settings,
     now: Cell<u32>,
+    lease: Cell<u64>,
     endpoints: BTreeMap<Endpoint, Party>,
     backends: HashMap<u32, Backend>,
     sequences: HashMap<u32, Sequence>,
@@ -121,6 +122,7 @@ impl HostTables {
         Self {
             settings: world.settings,
             now: Cell::new(0),
+            lease: Cell::new(0),
             endpoints: world.endpoints(),
             backends: (world.backends.iter())
                 .map(|member| (member.number, member.entry()))
@@ -289,6 +291,10 @@ impl Tables for HostTables {
 
     fn now(&self) -> u32 {
         self.now.get()
+    }
+
+    fn may_act(&self) -> bool {
+        self.settings.paired == 0 || u64::from(self.now.get()) < self.lease.get()
     }
 
     fn party(&self, endpoint: &Endpoint) -> Option<Party> {
@@ -545,6 +551,11 @@ impl Side for Host {
 
     fn lose(&mut self, key: &FlowKey) -> Result<()> {
         lose(&self.tables, key)
+    }
+
+    fn lease(&mut self, held: bool) -> Result<()> {
+        self.tables.lease.set(if held { u64::MAX } else { 0 });
+        Ok(())
     }
 
     fn state(&self) -> Result<State> {

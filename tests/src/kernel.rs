@@ -25,7 +25,7 @@ use bytemuck::{bytes_of, cast, pod_read_unaligned};
 use lb_common::Action;
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, DropKey, Endpoint, FlowKey, Fragment, FragmentKey, Party,
-    Policy, Settings, Tagged, Traffic, forward, sequence, shared, sieve, tag,
+    Policy, Settings, Tagged, Traffic, forward, lease, sequence, shared, sieve, tag,
 };
 use lb_common::verdict::{VERDICT_SLOTS, Verdict};
 
@@ -208,6 +208,11 @@ impl Side for Kernel {
         crate::host::lose(&self.load()?.table, key)
     }
 
+    fn lease(&mut self, held: bool) -> Result<()> {
+        let until = if held { u64::MAX } else { 0 };
+        Ok(self.load_mut()?.lease.set(lease::UNTIL, until, 0)?)
+    }
+
     fn state(&self) -> Result<State> {
         self.load()?.state()
     }
@@ -229,6 +234,7 @@ struct Load {
     sieve: Array<MapData, u64>,
     affinities: HashMap<MapData, AffinityKeyBytes, AffinityBytes>,
     shared: Array<MapData, u32>,
+    lease: Array<MapData, u64>,
     displaced: PerCpuArray<MapData, u64>,
     table: Table,
     fragments: HashMap<MapData, FragmentKeyBytes, FragmentBytes>,
@@ -310,6 +316,7 @@ impl Load {
             sieve: take(&mut program, "SIEVE")?,
             affinities: take(&mut program, "AFFINITIES")?,
             shared: take(&mut program, "SHARED")?,
+            lease: take(&mut program, "LEASE")?,
             displaced: take(&mut program, "DISPLACED")?,
             table,
             fragments: take(&mut program, "FRAGMENTS")?,
@@ -333,6 +340,7 @@ impl Load {
             self.affinities.remove(&key)?;
         }
         self.shared.set(shared::CHURNED, 0, 0)?;
+        self.lease.set(lease::UNTIL, 0, 0)?;
         let fragments = keys(self.fragments.keys())?;
         // Many calls, so only where something may have been numbered.
         let cut = self.verdicts.get(&(Verdict::FragmentedByHost as u32), 0)?;

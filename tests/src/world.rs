@@ -87,6 +87,8 @@ pub struct World {
     pub backends: Vec<Member>,
     /// How much room there is in front of a frame on the host.
     pub headroom: usize,
+    /// Addresses that move with the role of a pair, besides the services'.
+    pub held: Vec<&'static str>,
 }
 
 impl World {
@@ -97,6 +99,7 @@ impl World {
             services: Vec::new(),
             backends: Vec::new(),
             headroom: HEADROOM,
+            held: Vec::new(),
         }
     }
 
@@ -164,6 +167,12 @@ impl World {
         self
     }
 
+    /// With this address that moves with the role of a pair.
+    pub fn held(mut self, address: &'static str) -> Self {
+        self.held.push(address);
+        self
+    }
+
     /// With a driver that leaves this much room in front of a frame.
     pub fn headroom(mut self, bytes: usize) -> Self {
         self.headroom = bytes;
@@ -222,6 +231,22 @@ impl World {
                     max_mss: 0,
                 });
             party.roles |= role::BACKEND;
+        }
+        for address in &self.held {
+            let address: std::net::IpAddr = address.parse().expect("it is an address");
+            let bare = Endpoint {
+                address: Address::from(address),
+                port: Be16::new(0),
+                protocol: 0,
+                zero: 0,
+            };
+            let held = Party {
+                service: 0,
+                forward: 0,
+                roles: role::HELD,
+                max_mss: 0,
+            };
+            table.insert(bare, held);
         }
         table
     }
@@ -342,6 +367,9 @@ pub trait Side {
 
     /// The connection whose client's packets have this key is lost.
     fn lose(&mut self, key: &FlowKey) -> Result<()>;
+
+    /// It has the lease of a pair from now on, or has not.
+    fn lease(&mut self, held: bool) -> Result<()>;
 
     /// What the tables hold.
     fn state(&self) -> Result<State>;

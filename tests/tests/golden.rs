@@ -136,6 +136,7 @@ fn run(case: &Case, side: &mut impl Side) -> Result<()> {
 fn take(step: &Step, side: &mut impl Side, before: &State) -> Result<()> {
     match step {
         Step::Loses(key) => side.lose(key),
+        Step::Lease(held) => side.lease(*held),
         Step::Then(says, holds) => {
             ensure!(holds(before), "it is not so that: {says}\n{before:#?}");
             Ok(())
@@ -178,6 +179,7 @@ fn states(case: &Case, side: &mut impl Side) -> Result<Vec<State>> {
     for step in &case.steps {
         match step {
             Step::Loses(key) => side.lose(key)?,
+            Step::Lease(held) => side.lease(*held)?,
             Step::Then(..) => {}
             Step::Arrives { on, frame, .. } => drop(side.arrive(frame, on.index)?),
         }

@@ -114,6 +114,7 @@ macro_rules! not_asked {
 not_asked! {
     fn settings() -> Settings;
     fn now() -> u32;
+    fn may_act() -> bool;
     fn party(endpoint: &Endpoint) -> Option<Party>;
     fn may_have(first: u32, address: &Address, port: Be16) -> bool;
     fn policy(service: u32) -> Policy;

@@ -448,6 +448,7 @@ fn begin(side: &mut impl Side, arrival: &Arrival) -> Result<u64> {
     for step in &arrival.case.steps[..arrival.place] {
         match step {
             Step::Loses(key) => side.lose(key)?,
+            Step::Lease(held) => side.lease(*held)?,
             Step::Then(..) => {}
             Step::Arrives { on, frame, .. } => {
                 side.arrive(frame, on.index)?;

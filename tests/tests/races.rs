@@ -232,6 +232,7 @@ macro_rules! asked_of_the_tables {
 asked_of_the_tables! {
     fn settings() -> Settings;
     fn now() -> u32;
+    fn may_act() -> bool;
     fn party(endpoint: &Endpoint) -> Option<Party>;
     fn may_have(first: u32, address: &Address, port: Be16) -> bool;
     fn policy(service: u32) -> Policy;

@@ -280,6 +280,7 @@ fn play(steps: &[Step], side: &mut dyn Side) -> Result<()> {
     for step in steps {
         match step {
             Step::Loses(key) => side.lose(key)?,
+            Step::Lease(held) => side.lease(*held)?,
             Step::Then(..) => {}
             Step::Arrives { on, frame, .. } => drop(side.arrive(frame, on.index)?),
         }

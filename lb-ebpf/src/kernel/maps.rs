@@ -17,7 +17,8 @@ use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{
     Affinity, AffinityKey, AnswerBucket, Backend, Connection, DropKey, Endpoint, Fragment,
-    FragmentKey, NextHop, Party, Policy, Settings, Tagged, Traffic, hop, sequence, shared, sieve,
+    FragmentKey, NextHop, Party, Policy, Settings, Tagged, Traffic, changed, hop, lease, sequence,
+    shared, sieve,
 };
 use lb_common::verdict::{Action, VERDICT_SLOTS, Verdict};
 use lb_common::{Address, Be16, Word};
@@ -45,6 +46,10 @@ static ANSWERS: Array<AnswerBucket, 256, MAPPED> = Array::new();
 static LIVE: Array<u64, 1024, MAPPED> = Array::new();
 #[btf_map]
 static SHARED: Array<u32, { shared::WORDS as usize }, MAPPED> = Array::new();
+#[btf_map]
+static LEASE: Array<u64, { lease::WORDS as usize }, MAPPED> = Array::new();
+#[btf_map]
+static CHANGED: Array<[u8; changed::BYTES as usize], 256, MAPPED> = Array::new();
 #[btf_map]
 static HOPS: Array<NextHop, { hop::PLACES as usize }> = Array::new();
 #[btf_map]
@@ -210,6 +215,20 @@ impl Memory for KernelTables<'_> {
             };
         }
     }
+
+    #[inline(always)]
+    fn note_change(&self, bucket: u32) {
+        if self.settings().paired == 0 {
+            return;
+        }
+        let Some(bytes) = CHANGED.get_ptr_mut(bucket / changed::BYTES) else {
+            return;
+        };
+        // SAFETY: within the entry.
+        let byte = unsafe { bytes.cast::<u8>().add((bucket % changed::BYTES) as usize) };
+        // SAFETY: a byte of a map; written without a reference, whatever it was.
+        unsafe { byte.write_volatile(1) };
+    }
 }
 
 impl Tables for KernelTables<'_> {
@@ -223,6 +242,21 @@ impl Tables for KernelTables<'_> {
     fn now(&self) -> u32 {
         // SAFETY: takes nothing and only reads the tick counter.
         unsafe { bpf_jiffies64() as u32 }
+    }
+
+    #[inline(always)]
+    fn may_act(&self) -> bool {
+        if self.settings().paired == 0 {
+            return true;
+        }
+        let Some(until) = LEASE.get_ptr(lease::UNTIL) else {
+            return false;
+        };
+        // SAFETY: a word of a map; volatile, for the controller writes it meanwhile.
+        let until = unsafe { until.read_volatile() };
+        // SAFETY: takes nothing and only reads the tick counter.
+        let now = unsafe { bpf_jiffies64() };
+        now < until
     }
 
     #[inline(always)]

@@ -8,6 +8,9 @@ use super::{HaChecksum, Service};
 use crate::vrrp::net::Family;
 use crate::vrrp::packet::{Interval, most_addresses};
 
+/// The most addresses that move with the role besides the services'.
+pub const MOST_ADDRESSES: u32 = 4_096;
+
 /// How this node shares its services' addresses with others: `[ha]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ha {

@@ -13,6 +13,7 @@
 //! place, the `lease` of [`outside`].
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -21,13 +22,14 @@ use tokio::sync::mpsc;
 
 use super::{Controller, Refusal};
 use crate::config::{Config, Ha, HaChecksum};
+use crate::dataplane::Lease;
 use crate::events::{Kind, Subject};
 use crate::model::offer::Standing;
 use crate::vrrp::announce::Place;
 use crate::vrrp::driver::{
     ChecksumChoice, Command, Driver, Outside, Protected, Report, Settings, Status,
 };
-use crate::vrrp::machine::{self, Heard, LAST_RESORT, Released, Taken};
+use crate::vrrp::machine::{self, Heard, LAST_RESORT, Moment, Released, Taken};
 use crate::vrrp::net::{Seen, Wanted};
 use crate::vrrp::packet::Checksum;
 
@@ -71,8 +73,9 @@ impl Controller {
             return Ok(None);
         };
         let (tell, told) = mpsc::channel(QUEUE);
-        let settings = settings(&ha, &self.config, self.protected().await?);
-        let driver = Driver::start(settings, outside(tell)).context("cannot start VRRP")?;
+        let lease = self.dataplane.lease();
+        let settings = settings(&ha, &self.config, self.protected().await?, lease.held());
+        let driver = Driver::start(settings, outside(tell, lease)).context("cannot start VRRP")?;
         self.pair = Some(Pair {
             driver,
             unfit: None,
@@ -259,7 +262,7 @@ impl Controller {
     }
 }
 
-fn settings(ha: &Ha, config: &Config, protected: Protected) -> Settings {
+fn settings(ha: &Ha, config: &Config, protected: Protected, lease: Option<Moment>) -> Settings {
     Settings {
         wanted: Wanted {
             interface: ha.interface.clone(),
@@ -286,17 +289,15 @@ fn settings(ha: &Ha, config: &Config, protected: Protected) -> Settings {
             HaChecksum::Plain => ChecksumChoice::Always(Checksum::Plain),
         },
         protected,
-        lease: None,
+        lease,
     }
 }
 
 /// What the driver does to the world.
-fn outside(told: mpsc::Sender<Report>) -> Outside {
+fn outside(told: mpsc::Sender<Report>, lease: Arc<Lease>) -> Outside {
     Outside {
-        // Here, and nowhere else, the data path learns until when it may act. It does
-        // not ask yet: on the passive node it is kept from acting by the addresses,
-        // which nobody's packets come for.
-        lease: Box::new(|_until| ()),
+        // Here, and nowhere else, the data path learns until when it may act.
+        lease: Box::new(move |until| lease.set(until)),
         tell: Box::new(move |report| {
             // A full queue: what it is about is found out by the second.
             let _ = told.try_send(report);

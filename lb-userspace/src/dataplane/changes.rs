@@ -61,6 +61,17 @@ impl Changes {
         host::ticks_now(self.hertz).wrapping_sub(self.ahead)
     }
 
+    /// Now in kernel ticks, all 64 bits.
+    pub fn now_wide(&self) -> u64 {
+        let ahead = i64::from(self.ahead.cast_signed());
+        host::wide_ticks_now(self.hertz).saturating_add_signed(-ahead)
+    }
+
+    /// How many ticks there are in a second.
+    pub const fn hertz(&self) -> u32 {
+        self.hertz
+    }
+
     /// Counts a change that has happened: what was noted before it is void.
     pub fn count(&self) {
         if let Some([word, _]) = self.words.at(shared::CHANGES) {

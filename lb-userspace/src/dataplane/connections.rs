@@ -12,14 +12,17 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use anyhow::{Context as _, ensure};
 use aya::maps::MapData;
 use lb_common::Word;
-use lb_common::abi::{AnswerBucket, Connection, Flow, FlowKey, tag};
+use lb_common::abi::{AnswerBucket, Connection, Flow, FlowKey, changed, tag};
 use lb_common::flow::{ESTABLISHED, twin_key};
 use lb_ebpf::connections::{self, Claimed, Search};
 use lb_ebpf::{Memory, Shape};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 /// The tables that are mapped.
-pub const MAPPED: [&str; 3] = ["CONNECTIONS", "ANSWERS", "LIVE"];
+pub const MAPPED: [&str; 4] = ["CONNECTIONS", "ANSWERS", "LIVE", "CHANGED"];
+
+/// The bytes of an entry of the table `CHANGED`, eight at a time.
+const CHANGED_WORDS: usize = changed::BYTES as usize / 8;
 
 /// An array map of the kernel as memory.
 pub(super) struct Region<T> {
@@ -120,6 +123,7 @@ pub struct Table {
     connections: Region<Connection>,
     answers: Region<AnswerBucket>,
     live: Region<Word<u64>>,
+    changed: Region<[Word<u64>; CHANGED_WORDS]>,
 }
 
 impl Table {
@@ -128,7 +132,7 @@ impl Table {
         seed: u32,
         table: impl Fn(&str) -> anyhow::Result<&'a MapData>,
     ) -> anyhow::Result<Self> {
-        let [connections, answers, live] = MAPPED;
+        let [connections, answers, live, changed] = MAPPED;
         let connections: Region<Connection> = Region::map(table(connections)?)?;
         let answers: Region<AnswerBucket> = Region::map(table(answers)?)?;
         ensure!(
@@ -144,6 +148,7 @@ impl Table {
             connections,
             answers,
             live: Region::map(table(live)?)?,
+            changed: Region::map(table(changed)?)?,
         })
     }
 
@@ -195,6 +200,29 @@ impl Table {
 }
 
 impl Table {
+    /// Gives each bucket in which something has changed since it was last asked, at
+    /// most so many buckets and those of a word more; whether that was all. Each is
+    /// taken note of before it is given: what changes in it later is told of again.
+    pub fn take_changed(&self, most: usize, mut each: impl FnMut(u32)) -> bool {
+        let mut given = 0;
+        let entries = (0..self.changed.length).filter_map(|entry| self.changed.at(entry));
+        for (eighth, word) in (0..).step_by(8).zip(entries.flatten()) {
+            if word.load() == 0 {
+                continue;
+            }
+            if given >= most {
+                return false;
+            }
+            for (bucket, byte) in (eighth..).zip(self.swap_wide(word, 0).to_ne_bytes()) {
+                if byte != 0 {
+                    each(bucket);
+                    given += 1;
+                }
+            }
+        }
+        true
+    }
+
     /// Every connection, and whether it is established.
     pub fn all(&self) -> impl Iterator<Item = (FlowKey, Flow, bool)> + '_ {
         (0..connections::places(self))
@@ -255,5 +283,18 @@ impl Memory for Table {
         // SAFETY: as above.
         let count = unsafe { AtomicU64::from_ptr(count.as_ptr()) };
         count.fetch_add(i64::from(by).cast_unsigned(), Ordering::AcqRel);
+    }
+
+    fn note_change(&self, bucket: u32) {
+        let entry = self.changed.at(bucket / changed::BYTES);
+        let byte = bucket % changed::BYTES;
+        let word = entry.and_then(|entry| entry.get((byte / 8) as usize));
+        if let Some(word) = word {
+            // SAFETY: an aligned word that is borrowed.
+            let word = unsafe { AtomicU64::from_ptr(word.as_ptr()) };
+            let mut bytes = [0; 8];
+            bytes[(byte % 8) as usize] = 1;
+            word.fetch_or(u64::from_ne_bytes(bytes), Ordering::AcqRel);
+        }
     }
 }

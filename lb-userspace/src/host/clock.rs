@@ -33,6 +33,12 @@ pub fn stamp_shift(ticks_per_second: u32) -> u32 {
 
 /// Now in kernel ticks: an estimate of the low 32 bits of `jiffies_64`.
 pub fn ticks_now(ticks_per_second: u32) -> u32 {
+    // The rest is dropped on purpose.
+    wide_ticks_now(ticks_per_second) as u32
+}
+
+/// The same, all 64 bits of it.
+pub fn wide_ticks_now(ticks_per_second: u32) -> u64 {
     let now = clock_gettime(ClockId::MonotonicCoarse);
     let since_boot = Duration::new(
         u64::try_from(now.tv_sec).unwrap_or(0),
@@ -48,15 +54,14 @@ fn hz(tick_nanoseconds: u32) -> u32 {
     (NANOSECONDS + tick / 2) / tick
 }
 
-/// The low 32 bits of the counter at a time since boot.
-fn ticks_at(ticks_per_second: u32, since_boot: Duration) -> u32 {
+/// The counter at a time since boot.
+fn ticks_at(ticks_per_second: u32, since_boot: Duration) -> u64 {
     // The kernel counts ticks of whole nanoseconds (`TICK_NSEC`): at 300 Hz a second
     // has a little more than 300 of them.
     let tick = (NANOSECONDS + ticks_per_second / 2) / ticks_per_second.max(1);
     let ticks = since_boot.as_nanos() / u128::from(tick.max(1));
     let initial = 300_u32.wrapping_mul(ticks_per_second).wrapping_neg();
-    // The low 32 bits are all there is to compare with: the rest is dropped.
-    initial.wrapping_add(ticks as u32)
+    u64::from(initial) + u64::try_from(ticks).unwrap_or(u64::MAX >> 1)
 }
 
 #[cfg(test)]
@@ -83,18 +88,20 @@ mod tests {
     #[test]
     fn the_counter_wraps_five_minutes_after_boot() {
         let ms = Duration::from_millis;
-        assert_eq!(ticks_at(1000, ms(0)), u32::MAX - 299_999);
-        assert_eq!(ticks_at(1000, ms(299_999)), u32::MAX);
-        assert_eq!(ticks_at(1000, ms(300_000)), 0);
-        assert_eq!(ticks_at(250, ms(300_500)), 125);
+        let wrapped = 1 << 32;
+        assert_eq!(ticks_at(1000, ms(0)), wrapped - 300_000);
+        assert_eq!(ticks_at(1000, ms(299_999)), wrapped - 1);
+        assert_eq!(ticks_at(1000, ms(300_000)), wrapped);
+        assert_eq!(ticks_at(250, ms(300_500)), wrapped + 125);
         let days_50 = Duration::from_secs(50 * 86_400);
         assert_eq!(
             ticks_at(1000, days_50 + ms(300_000)),
-            (4_320_000_000_u64 % (1 << 32)) as u32
+            wrapped + 4_320_000_000
         );
         // After 100 days 259 more than 300 a second.
         let days_100 = Duration::from_secs(100 * 86_400);
-        assert_eq!(ticks_at(300, days_100), 100 * 86_400 * 300 + 259 - 90_000);
+        let counted = 100 * 86_400 * 300 + 259;
+        assert_eq!(ticks_at(300, days_100), wrapped + counted - 90_000);
     }
 
     #[test]

@@ -10,14 +10,11 @@ use crate::config::fault::Fault;
 use crate::config::report::Found;
 use crate::config::section::{At, Section, parsed};
 use crate::config::words::HaChecksum;
-use crate::config::{Ha, Service, keys, value};
+use crate::config::{Ha, MOST_ADDRESSES, Service, keys, value};
 use crate::vrrp::packet::{HOP_LIMIT, Interval};
 
 /// The most peers, and the most interfaces to track.
 const MOST: usize = 16;
-
-/// The most addresses besides the services'.
-const MOST_ADDRESSES: usize = 4_096;
 
 /// What an advertisement can say (RFC 9568, section 5.2.7), less what people need.
 const INTERVAL: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(40);
@@ -57,7 +54,7 @@ pub(super) fn ha(root: &Section<'_>, services: &[Service], found: &mut Found) ->
         preempt: section.truth("preempt", found).unwrap_or(true),
         preempt_delay: section.duration_or_off("preempt_delay", PREEMPT_DELAY, found),
         peers: addresses(&section, "peers", MOST, found),
-        addresses: addresses(&section, "addresses", MOST_ADDRESSES, found),
+        addresses: addresses(&section, "addresses", MOST_ADDRESSES as usize, found),
         checksum: section.word("checksum", HaChecksum::Auto, found),
         hop_limit: hop_limit(&section, found),
         track: track(&section, found),
