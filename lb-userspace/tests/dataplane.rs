@@ -13,10 +13,12 @@ use lb_common::abi::{ABI_VERSION, Flow, FlowKey, Life, Policy, Settings, TCP, Ta
 use lb_common::flow::{ANSWERED, BACKEND_FIN, CLIENT_FIN, ESTABLISHED};
 use lb_common::{Address, Be16};
 use lb_ebpf::connections;
+use lb_userspace::config::MOST_ADDRESSES;
 use lb_userspace::dataplane::{Dataplane, Opened, Sizes};
 use lb_userspace::model::{self, Backend, Service};
 use lb_userspace::reconcile::{self, Lingering, Measures};
 use lb_userspace::schedule::{self, Made};
+use lb_userspace::vrrp::driver::now;
 
 const SIZES: Sizes = Sizes {
     services: 16,
@@ -118,7 +120,10 @@ fn the_tables_have_the_room_that_was_asked_for() -> anyhow::Result<()> {
     // Half as many places again as connections, and three times as many for answers.
     let buckets = (SIZES.flows * 3 / 2).div_ceil(15);
     let rooms = [
-        ("ENDPOINTS", 2 * SIZES.services + SIZES.backends),
+        (
+            "ENDPOINTS",
+            2 * SIZES.services + SIZES.backends + MOST_ADDRESSES,
+        ),
         ("BACKENDS", SIZES.backends),
         ("SEQUENCES", SIZES.services),
         ("POLICIES", SIZES.services),
@@ -129,6 +134,7 @@ fn the_tables_have_the_room_that_was_asked_for() -> anyhow::Result<()> {
         ("FRAGMENT_IDS", 1_024),
         ("INTERFACES", 4_096),
         ("EXITS", 4_096),
+        ("CHANGED", buckets.div_ceil(64)),
     ];
     for (map, room) in rooms {
         assert_eq!(pins.room(map), room, "{map}");
@@ -317,5 +323,83 @@ fn every_schedulers_slots_and_policy_outlive_the_daemon() -> anyhow::Result<()> 
         };
         assert_eq!(again.policies[&0], policy);
     }
+    Ok(())
+}
+
+#[test]
+fn a_lease_outlives_the_daemon_and_the_tables_and_never_gains_by_it() -> anyhow::Result<()> {
+    let pins = Pins::new("lease");
+    let dataplane = pins.open(SIZES, false)?.dataplane;
+    let lease = dataplane.lease();
+    assert_eq!(lease.held(), None);
+    let until = now() + Duration::from_secs(3_600);
+    lease.set(Some(until));
+    let held = lease.held().context("it is held")?;
+    let tick = Duration::from_millis(10);
+    assert!(held <= until, "not longer than it was given");
+    assert!(until <= held + 3 * tick, "{:?}", held.until(until));
+    drop((lease, dataplane));
+
+    let other = Sizes {
+        flows: 2 * SIZES.flows,
+        ..SIZES
+    };
+    for sizes in [SIZES, other] {
+        let opened = pins.open(sizes, false)?;
+        let found = opened.dataplane.lease().held().context("it is held")?;
+        assert!(found <= until);
+        assert!(until <= found + 3 * tick, "{:?}", found.until(until));
+        if let Some(handover) = opened.handover {
+            handover.finish()?;
+        }
+    }
+    let dataplane = pins.open(other, false)?.dataplane;
+    let lease = dataplane.lease();
+    for over in [None, Some(now()), Some(now() + Duration::from_micros(1))] {
+        lease.set(over);
+        assert_eq!(lease.held(), None, "{over:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn each_bucket_in_which_something_changes_is_told_of_once() -> anyhow::Result<()> {
+    let pins = Pins::new("changed");
+    let table = pins.open(SIZES, false)?.dataplane.table();
+    let changed = |most: usize| {
+        let mut buckets = Vec::new();
+        let all = table.take_changed(most, |bucket| buckets.push(bucket));
+        (buckets, all)
+    };
+    assert_eq!(changed(usize::MAX), (vec![], true));
+    let mut places = Vec::new();
+    for client in 1..=100 {
+        let (key, flow) = connection(client);
+        places.push(table.enter(&key, &flow, 0).context("there is room")?);
+    }
+    let mut wanted: Vec<u32> = places.iter().map(|(place, _)| place / 16).collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    let (first, all) = changed(10);
+    assert!(!all && (10..18).contains(&first.len()), "{first:?}");
+    let (rest, all) = changed(usize::MAX);
+    assert!(all);
+    assert_eq!([first, rest].concat(), wanted);
+    assert_eq!(changed(usize::MAX), (vec![], true));
+
+    let (place, version) = places[50];
+    assert!(connections::remove(&*table, place, version));
+    assert_eq!(changed(usize::MAX), (vec![place / 16], true));
+    let (key, _) = connection(1);
+    let mut flow = Flow::default();
+    assert!(connections::of_client(&*table, &key, &mut flow));
+    connections::advance(&*table, &flow, 0, CLIENT_FIN, 0);
+    assert_eq!(changed(usize::MAX), (vec![flow.place / 16], true));
+    connections::advance(&*table, &flow, 0, CLIENT_FIN, 0);
+    assert_eq!(
+        changed(usize::MAX),
+        (vec![], true),
+        "it has changed nothing"
+    );
     Ok(())
 }

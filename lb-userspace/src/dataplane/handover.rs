@@ -305,6 +305,7 @@ impl Handover {
         let changes = reconcile::diff(&Tables::default(), &tables);
         reconcile::steps(&changes).try_for_each(|step| dataplane.apply_step(step))?;
         handover.counters(dataplane, &tables)?;
+        dataplane.lease.take_over(&handover.found.folder)?;
         Ok(handover)
     }
 

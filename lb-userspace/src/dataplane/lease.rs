@@ -42,6 +42,20 @@ impl Lease {
         })
     }
 
+    /// Takes over what is left of the lease of other tables, if they have one.
+    pub(super) fn take_over(&self, folder: &Path) -> anyhow::Result<()> {
+        let pin = folder.join("LEASE");
+        if !pin.exists() {
+            return Ok(());
+        }
+        let map = MapData::from_pin(&pin).context("cannot open the old table LEASE")?;
+        let theirs: Region<Word<u64>> = Region::map(&map)?;
+        if let (Some(ours), Some(theirs)) = (self.words.at(lease::UNTIL), theirs.at(lease::UNTIL)) {
+            ours.store(theirs.load());
+        }
+        Ok(())
+    }
+
     /// Lets the data path act until then, or from now on not at all.
     pub fn set(&self, until: Option<Moment>) {
         let until = until.map_or(0, |until| {
