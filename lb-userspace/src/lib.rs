@@ -20,4 +20,5 @@ pub mod reconcile;
 pub mod routes;
 pub mod schedule;
 pub mod state;
+pub mod tls;
 pub mod vrrp;
