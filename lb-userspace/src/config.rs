@@ -39,7 +39,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use fault::{Expected, Fault, Unusable};
-pub use ha::{Ha, MOST_ADDRESSES};
+pub use ha::{Ha, MOST_ADDRESSES, Sync};
 pub use report::{ConfigErrors, Place, Problem};
 pub use value::Prefix;
 pub use words::{CheckKind, Forward, HaChecksum, OnDown, Protocol, Via, XdpMode};
@@ -316,5 +316,11 @@ pub fn parse_for(host: &str, text: &str, file: &Path) -> Result<Config, ConfigEr
     if text.len() > MAX_FILE_BYTES {
         return Err(ConfigErrors::whole_file(file, Fault::TooLarge));
     }
-    read::config(host, text).map_err(|found| ConfigErrors::new(file, text, found))
+    let mut config =
+        read::config(host, text).map_err(|found| ConfigErrors::new(file, text, found))?;
+    let sync = config.ha.as_mut().and_then(|ha| ha.sync.as_mut());
+    if let (Some(sync), Some(folder)) = (sync, file.parent()) {
+        sync.look_in(folder);
+    }
+    Ok(config)
 }

@@ -36,6 +36,7 @@ use crate::host::{self, forwarding};
 use crate::links::Watcher;
 use crate::neighbours::Neighbours;
 use crate::state;
+use crate::tls;
 use crate::vrrp;
 
 /// Without a packet for this long, a flow's port may be taken for another.
@@ -67,6 +68,10 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     let mut config = config::load(&options.config)?;
     if let Some(control) = &options.control {
         config.node.control.clone_from(control);
+    }
+    // Before anything is changed.
+    if let Some(sync) = config.ha.as_ref().and_then(|ha| ha.sync.as_ref()) {
+        tls::Renewed::open(sync.files.clone(), sync.listen.ip())?;
     }
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

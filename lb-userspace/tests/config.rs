@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use lb_userspace::config::{
     self, Backend, Check, CheckKind, Config, ConfigErrors, Fault, Forward, Ha, HaChecksum,
-    MAX_FILE_BYTES, Node, OnDown, Protocol, Service, Timeouts, TunnelSources, Via, XdpMode, value,
+    MAX_FILE_BYTES, Node, OnDown, Protocol, Service, Sync, Timeouts, TunnelSources, Via, XdpMode,
+    value,
 };
 use lb_userspace::schedule::{self, Scheduler};
+use lb_userspace::tls::Paths;
 use lb_userspace::vrrp::net::Family;
 use lb_userspace::vrrp::packet::Interval;
 use proptest::prelude::*;
@@ -50,6 +52,12 @@ addresses = ["203.0.113.99"]
 checksum = "plain"
 hop_limit = 64
 track = ["eth0"]
+[ha.sync]
+listen = "10.0.0.2:9444"
+peer = "10.0.0.3:9444"
+cert = "tls/node.crt"
+key = "/etc/lb/node.key"
+ca = "../ca.crt"
 
 [[service]]
 name = "web"
@@ -242,6 +250,15 @@ fn every_key_means_what_it_says() {
         checksum: HaChecksum::Plain,
         hop_limit: 64,
         track: vec!["eth0".into()],
+        sync: Some(Sync {
+            listen: "10.0.0.2:9444".parse().expect("an address"),
+            peer: "10.0.0.3:9444".parse().expect("an address"),
+            files: Paths {
+                cert: "tls/node.crt".into(),
+                key: "/etc/lb/node.key".into(),
+                ca: "../ca.crt".into(),
+            },
+        }),
     };
     let expected = Config {
         node,
@@ -348,8 +365,39 @@ fn a_pair_of_which_little_is_said_has_its_defaults() {
         checksum: HaChecksum::Auto,
         hop_limit: 255,
         track: vec![],
+        sync: None,
     };
     assert_eq!(ha, expected);
+}
+
+#[test]
+fn files_are_named_from_the_folder_of_the_configuration_on() {
+    let parsed = config::parse_for("lb-a", &everything(), Path::new("/etc/lb/lb.toml"));
+    let sync = parsed.expect("valid").ha.and_then(|ha| ha.sync);
+    let expected = Paths {
+        cert: "/etc/lb/tls/node.crt".into(),
+        key: "/etc/lb/node.key".into(),
+        ca: "/etc/lb/../ca.crt".into(),
+    };
+    assert_eq!(sync.expect("there is a section").files, expected);
+}
+
+#[test]
+fn a_node_may_listen_on_any_of_its_addresses_for_its_peer() {
+    for (listen, peer) in [
+        ("0.0.0.0:9444", "10.0.0.3:9444"),
+        ("[::]:1", "[fd00::3]:65535"),
+    ] {
+        let sync = format!(
+            "[ha.sync]\nlisten = \"{listen}\"\npeer = \"{peer}\"\ncert = \"a\"\nkey = \"b\"\nca = \"c\"\n"
+        );
+        let sync = pair(&sync, &["203.0.113.10:80"]).ha.and_then(|ha| ha.sync);
+        let sync = sync.expect("there is a section");
+        assert_eq!(
+            (sync.listen.to_string(), sync.peer.to_string()),
+            (listen.into(), peer.into())
+        );
+    }
 }
 
 #[test]
@@ -428,7 +476,7 @@ fn what_is_said_about_bad_files() {
         };
         assert_eq!(said, expected.trim_end_matches('\n'), "{title}");
     }
-    assert_eq!(cases, 65);
+    assert_eq!(cases, 68);
 }
 
 #[test]
@@ -439,8 +487,8 @@ fn a_fault_fits_into_one_line_too() {
     let errors = parse(&text).expect_err("two faults");
     let lines: Vec<String> = errors.lines().collect();
     let expected = [
-        "lb.toml:53: `port` must be 1 to 65535, not 0",
-        "lb.toml:62: unknown key `wieght`",
+        "lb.toml:59: `port` must be 1 to 65535, not 0",
+        "lb.toml:68: unknown key `wieght`",
     ];
     assert_eq!(lines, expected);
 }

@@ -7,10 +7,12 @@ use clap::Args;
 use super::output::Screen;
 use super::units;
 use crate::config::{self, DEFAULT_FILE};
+use crate::tls::Renewed;
 
 /// Validate a configuration without touching anything
 ///
-/// Every fault is shown with its line and with what would be valid.
+/// Every fault is shown with its line and with what would be valid. The
+/// certificates that the file names are read too, and must fit.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   lb check                is /etc/lb/lb.toml valid?
@@ -25,6 +27,9 @@ pub(super) struct Check {
 impl Check {
     pub(super) fn obey(self, screen: &mut Screen) -> anyhow::Result<()> {
         let config = config::load(&self.config)?;
+        if let Some(sync) = config.ha.as_ref().and_then(|ha| ha.sync.as_ref()) {
+            Renewed::open(sync.files.clone(), sync.listen.ip())?;
+        }
         let services = &config.services;
         let backends: usize = services.iter().map(|service| service.backends.len()).sum();
         let line = format!(

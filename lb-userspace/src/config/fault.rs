@@ -120,6 +120,12 @@ pub enum Fault {
         found: String,
         why: &'static str,
     },
+    #[error("`{key}` cannot be \"{found}\": {why}")]
+    BadFile {
+        key: &'static str,
+        found: String,
+        why: &'static str,
+    },
     #[error("`{key}` must be an IP address and a port, not \"{found}\"")]
     NotAnAddress {
         key: &'static str,
@@ -205,6 +211,15 @@ pub enum Fault {
     PeersOfTwoFamilies,
     #[error("there is no {family} address to advertise")]
     NothingToAdvertise { family: &'static str },
+    #[error("`peer` {address} is at the address where this node listens")]
+    OwnPeer { address: SocketAddr },
+    #[error("this node listens by {} and the peer by {}", family(listen.ip()), family(peer.ip()))]
+    SyncOfTwoFamilies {
+        listen: SocketAddr,
+        peer: SocketAddr,
+    },
+    #[error("`{key}` cannot be at {address}: it moves with the role")]
+    MovesWithRole { key: &'static str, address: IpAddr },
     #[error("more than {limit} interfaces")]
     TooManyInterfaces { limit: usize },
 }
@@ -306,6 +321,16 @@ impl Fault {
                 "name the interface where packets arrive, as `ip link` shows it".into()
             }
             Self::BadPath { .. } => "write a path that begins with a slash".into(),
+            Self::BadFile { .. } => {
+                "write a path, absolute or from the configuration's folder on".into()
+            }
+            Self::OwnPeer { .. } => "name the address of the other node".into(),
+            Self::SyncOfTwoFamilies { .. } => {
+                "give both addresses of one family, by which the nodes reach each other".into()
+            }
+            Self::MovesWithRole { .. } => {
+                "name an address that the node has for itself, whatever its role".into()
+            }
             Self::NotAnAddress {
                 meant: Some(meant), ..
             } => format!("write \"{meant}\""),

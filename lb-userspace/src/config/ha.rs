@@ -1,10 +1,12 @@
-//! The pair as the file has it: `[ha]`.
+//! The pair as the file has it: `[ha]` and `[ha.sync]`.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
 use super::{HaChecksum, Service};
+use crate::tls::Paths;
 use crate::vrrp::net::Family;
 use crate::vrrp::packet::{Interval, most_addresses};
 
@@ -38,6 +40,29 @@ pub struct Ha {
     pub hop_limit: u8,
     /// Interfaces without which this node is of no use.
     pub track: Vec<String>,
+    /// How the two nodes tell each other of connections, if they do.
+    pub sync: Option<Sync>,
+}
+
+/// The channel between the two nodes: `[ha.sync]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sync {
+    /// Where this node answers; may be any of its addresses.
+    pub listen: SocketAddr,
+    /// Where the other node does. Its certificate names this address.
+    pub peer: SocketAddr,
+    /// Who this node is, and whom it believes.
+    pub files: Paths,
+}
+
+impl Sync {
+    /// Files that are named relative to the configuration are in its folder.
+    pub(super) fn look_in(&mut self, folder: &Path) {
+        let Paths { cert, key, ca } = &mut self.files;
+        for path in [cert, key, ca] {
+            *path = folder.join(&*path);
+        }
+    }
 }
 
 impl Ha {

@@ -79,11 +79,17 @@ pub(super) const HA: Keys = Keys {
         "checksum",
         "hop_limit",
         "track",
-    ],
-    later: &[(
         "sync",
-        "remove the section; the other node does not learn of connections",
-    )],
+    ],
+    later: &[],
+};
+
+/// `[ha.sync]`
+pub(super) const HA_SYNC: Keys = Keys {
+    place: "[ha.sync]",
+    header: "[ha.sync]",
+    valid: &["listen", "peer", "cert", "key", "ca"],
+    later: &[],
 };
 
 /// `[[service]]`
@@ -138,7 +144,7 @@ pub(super) const BACKEND: Keys = Keys {
 /// The header of the section where a key belongs that is unknown elsewhere, if
 /// there is but one.
 pub(super) fn home(key: &str) -> Option<&'static str> {
-    let sections = [&NODE, &TIMEOUTS, &HA, &SERVICE, &CHECK, &BACKEND];
+    let sections = [&NODE, &TIMEOUTS, &HA, &HA_SYNC, &SERVICE, &CHECK, &BACKEND];
     let mut homes = sections
         .into_iter()
         .filter(|keys| keys.valid.contains(&key));
@@ -192,6 +198,7 @@ mod tests {
         assert_eq!(home("interfaces"), Some("[node]"));
         assert_eq!(home("rise"), Some("[service.check]"));
         assert_eq!(home("vrid"), Some("[ha]"));
+        assert_eq!(home("ca"), Some("[ha.sync]"));
         assert_eq!(home("interval"), None, "checks and nodes have one");
         assert_eq!(home("tunnel_sources"), Some("[node]"));
         assert_eq!(home("name"), None, "several sections have names");

@@ -2,6 +2,7 @@
 
 mod check;
 mod ha;
+mod sync;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

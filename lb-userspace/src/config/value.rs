@@ -129,6 +129,23 @@ pub fn address(key: &'static str, text: &str) -> Result<SocketAddr, Fault> {
     Ok(address)
 }
 
+/// Where this host listens: one of its addresses, or any of them.
+///
+/// # Errors
+/// If it is not an address with a port, or no other host could connect to it.
+pub fn listening(key: &'static str, text: &str) -> Result<SocketAddr, Fault> {
+    match address(key, text) {
+        Err(Fault::UnusableAddress {
+            why: Unusable::Unspecified,
+            ..
+        }) => match text.parse::<SocketAddr>() {
+            Ok(any) if any.port() != 0 => Ok(any),
+            Ok(_) | Err(_) => Err(Fault::PortZero { key }),
+        },
+        judged => judged,
+    }
+}
+
 /// A host, by its address alone.
 ///
 /// # Errors
@@ -378,6 +395,27 @@ pub fn path(key: &'static str, text: &str) -> Result<PathBuf, Fault> {
         MAX_PATH,
         "it is longer than the 4095 bytes of a path",
     )
+}
+
+/// The path of a file, which may be relative to the configuration's folder.
+///
+/// # Errors
+/// If no file can have it.
+pub fn file(key: &'static str, text: &str) -> Result<PathBuf, Fault> {
+    let why = if text.is_empty() {
+        "it is empty"
+    } else if text.contains(char::is_control) {
+        "it has a control character in it"
+    } else if text.len() > MAX_PATH {
+        "it is longer than the 4095 bytes of a path"
+    } else {
+        return Ok(PathBuf::from(text));
+    };
+    Err(Fault::BadFile {
+        key,
+        found: shown(text),
+        why,
+    })
 }
 
 /// The path of a Unix socket.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::once;
+use super::{once, sync};
 use crate::config::fault::Fault;
 use crate::config::report::Found;
 use crate::config::section::{At, Section, parsed};
@@ -58,8 +58,10 @@ pub(super) fn ha(root: &Section<'_>, services: &[Service], found: &mut Found) ->
         checksum: section.word("checksum", HaChecksum::Auto, found),
         hop_limit: hop_limit(&section, found),
         track: track(&section, found),
+        sync: sync::sync(&section, found),
     };
     one_family(&section, &ha, found);
+    sync::stays(&section, &ha, services, found);
     // With other faults it may be them.
     if found.len() == faults && ha.advertised(services).is_empty() {
         let family = ha.family(services).word();
