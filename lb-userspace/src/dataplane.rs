@@ -46,7 +46,7 @@ mod pins;
 mod sequences;
 
 pub use changes::Changes;
-pub use connections::Table;
+pub use connections::{Table, enter};
 pub use handover::{Handover, Round};
 pub use lease::Lease;
 pub(crate) use loading::refused;

@@ -20,5 +20,6 @@ pub mod reconcile;
 pub mod routes;
 pub mod schedule;
 pub mod state;
+pub mod sync;
 pub mod tls;
 pub mod vrrp;

@@ -16,7 +16,7 @@ use lb_common::abi::{AnswerBucket, Connection, Flow, FlowKey, changed, tag};
 use lb_common::flow::{ESTABLISHED, twin_key};
 use lb_ebpf::connections::{self, Claimed, Search};
 use lb_ebpf::{Memory, Shape};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 /// The tables that are mapped.
 pub const MAPPED: [&str; 4] = ["CONNECTIONS", "ANSWERS", "LIVE", "CHANGED"];
@@ -54,6 +54,17 @@ impl<T> Region<T> {
         // SAFETY: a new mapping, at a place that the kernel chooses.
         let memory = unsafe { mmap(null_mut(), bytes, protection, MapFlags::SHARED, map.fd(), 0) }
             .context("cannot map a table into memory")?;
+        let first = NonNull::new(memory.cast()).context("a table was mapped to nowhere")?;
+        Ok(Self { first, length })
+    }
+
+    /// Memory of this process alone, all zeros.
+    fn own(length: u32) -> anyhow::Result<Self> {
+        let bytes = size_of::<T>() * length as usize;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping, at a place that the kernel chooses.
+        let memory = unsafe { mmap_anonymous(null_mut(), bytes, protection, MapFlags::PRIVATE) }
+            .context("there is no memory for a table")?;
         let first = NonNull::new(memory.cast()).context("a table was mapped to nowhere")?;
         Ok(Self { first, length })
     }
@@ -152,6 +163,18 @@ impl Table {
         })
     }
 
+    /// A table that no data path works on, of so many buckets and with room to count
+    /// for so many backends: for tests, and to measure with.
+    pub fn own(shape: Shape, backends: u32) -> anyhow::Result<Self> {
+        Ok(Self {
+            shape,
+            connections: Region::own(shape.tag_buckets * tag::WORDS)?,
+            answers: Region::own(shape.answer_buckets)?,
+            live: Region::own(backends)?,
+            changed: Region::own(changed::entries(shape.tag_buckets))?,
+        })
+    }
+
     /// The same for tables that are pinned in a folder.
     pub fn pinned(seed: u32, folder: &Path) -> anyhow::Result<Self> {
         let open = |name: &str| {
@@ -181,22 +204,27 @@ impl Table {
     /// Enters a connection, as it was elsewhere; gives where it stands now, and
     /// its version. `None` if there is no room, or another has its answers.
     pub fn enter(&self, key: &FlowKey, flow: &Flow, stamp: u32) -> Option<(u32, u32)> {
-        let mut search = Search::default();
-        if !connections::take(self, key, stamp, &mut search) {
-            return None;
-        }
-        let place = search.seat.place;
-        connections::write(self, &search.seat, key, flow);
-        let answers = twin_key(key, flow);
-        let claimed = || connections::claim(self, &answers, place, flow) == Claimed::Yes;
-        if !flow.one_way() && !claimed() {
-            connections::abandon(self, place);
-            return None;
-        }
-        connections::publish(self, place, stamp, flow.life.state);
-        let (_, version) = connections::stands(self.connection(place)?);
-        Some((place, version))
+        enter(self, key, flow, stamp)
     }
+}
+
+/// [`Table::enter`] for any memory.
+pub fn enter(memory: &impl Memory, key: &FlowKey, flow: &Flow, stamp: u32) -> Option<(u32, u32)> {
+    let mut search = Search::default();
+    if !connections::take(memory, key, stamp, &mut search) {
+        return None;
+    }
+    let place = search.seat.place;
+    connections::write(memory, &search.seat, key, flow);
+    let answers = twin_key(key, flow);
+    let claimed = || connections::claim(memory, &answers, place, flow) == Claimed::Yes;
+    if !flow.one_way() && !claimed() {
+        connections::abandon(memory, place);
+        return None;
+    }
+    connections::publish(memory, place, stamp, flow.life.state);
+    let (_, version) = connections::stands(memory.connection(place)?);
+    Some((place, version))
 }
 
 impl Table {
