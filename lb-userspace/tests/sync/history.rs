@@ -9,21 +9,23 @@ use lb_userspace::sync::message::{Flows, Frame, News, read_frame, write_frame};
 use super::world::{BACKENDS, Node, SERVICES};
 
 /// What is told at once: everything up to the end of a snapshot, or of the changes that
-/// are there.
-fn told(node: &Node, feed: &mut Feed) -> (Vec<Flows>, bool) {
+/// are there, these in any order of buckets and each bucket in a message of its own, as
+/// if the last one had been full.
+fn told(node: &Node, feed: &mut Feed, rng: &mut Rng) -> (Vec<Flows>, bool) {
     let mut messages = Vec::new();
+    let mut buckets = Vec::new();
+    let mut taken = false;
     loop {
         let mut flows = Flows::default();
-        let filled = feed.fill(
-            &node.table,
-            |changed| {
-                drop(
-                    node.table
-                        .take_changed(usize::MAX, |bucket| changed.push(bucket)),
-                )
-            },
-            &mut flows,
-        );
+        let take = |changed: &mut Vec<u32>| {
+            if !std::mem::replace(&mut taken, true) {
+                node.table
+                    .take_changed(usize::MAX, |bucket| buckets.push(bucket));
+                rng.shuffle(&mut buckets);
+            }
+            changed.extend(buckets.pop());
+        };
+        let filled = feed.fill(&node.table, take, &mut flows);
         let frame = Frame {
             sequence: 1,
             news: News::Flows(flows),
@@ -35,6 +37,7 @@ fn told(node: &Node, feed: &mut Feed) -> (Vec<Flows>, bool) {
         match filled {
             Filled::Full => {}
             Filled::Snapshot => return (messages, true),
+            Filled::Done if !buckets.is_empty() => {}
             Filled::Done => return (messages, false),
         }
     }
@@ -44,7 +47,7 @@ fn told(node: &Node, feed: &mut Feed) -> (Vec<Flows>, bool) {
 fn whatever_happens_to_a_table_and_wherever_a_session_breaks_the_other_follows() {
     for seed in 0..300 {
         let mut rng = Rng::with_seed(seed);
-        let (active, passive) = (Node::new(1, 12, 0), Node::new(2, 16, 5));
+        let (active, passive) = (Node::new(1, 4, 0), Node::new(2, 16, 5));
         let dictionary = passive.dictionary();
         // What it has from earlier.
         let mut own = Vec::new();
@@ -66,7 +69,7 @@ fn whatever_happens_to_a_table_and_wherever_a_session_breaks_the_other_follows()
                     .expect("it is no larger");
                 in_session = true;
             }
-            let (messages, snapshot) = told(&active, &mut feed);
+            let (messages, snapshot) = told(&active, &mut feed, &mut rng);
             // Some of it may be lost, and all that would follow with it.
             let arrive = if rng.u8(0..8) == 0 {
                 in_session = false;
@@ -85,7 +88,7 @@ fn whatever_happens_to_a_table_and_wherever_a_session_breaks_the_other_follows()
                 assert!(follow.end(&passive.table));
             }
             // What has changed since the snapshot was taken comes behind it.
-            let (messages, _) = told(&active, &mut feed);
+            let (messages, _) = told(&active, &mut feed, &mut rng);
             for flows in &messages {
                 assert!(follow.apply(&passive.table, &dictionary, flows, Now::default()));
             }
@@ -111,7 +114,7 @@ fn every_established_flow_is_counted_at_its_backend_and_none_that_has_gone() {
         .begin(&passive.table, table)
         .expect("it is as large as this one");
     let mut tell = |snapshot: bool| {
-        for flows in &told(&active, &mut feed).0 {
+        for flows in &told(&active, &mut feed, &mut rng.fork()).0 {
             follow.apply(&passive.table, &passive.dictionary(), flows, Now::default());
         }
         if snapshot {
@@ -131,6 +134,7 @@ fn every_established_flow_is_counted_at_its_backend_and_none_that_has_gone() {
 #[test]
 fn what_this_node_has_no_service_or_backend_for_is_counted_and_left_out() {
     let (active, mut passive) = (Node::new(1, 64, 0), Node::new(2, 64, 9));
+    let mut rng = Rng::with_seed(1);
     for which in 0..SERVICES.len() {
         for backend in 0..BACKENDS {
             let place = active.begin_as(which, 1, 2_000 + backend as u16, backend, ESTABLISHED);
@@ -145,7 +149,7 @@ fn what_this_node_has_no_service_or_backend_for_is_counted_and_left_out() {
     follow
         .begin(&passive.table, table)
         .expect("it is as large as this one");
-    for flows in &told(&active, &mut feed).0 {
+    for flows in &told(&active, &mut feed, &mut rng).0 {
         assert!(follow.apply(&passive.table, &passive.dictionary(), flows, Now::default()));
     }
     assert_eq!(follow.counts.unknown, u64::from(BACKENDS) + 1);

@@ -196,8 +196,8 @@ impl Node {
             // Few clients, so that the same ends come again with another backend.
             (0..4, _) | (_, None) => places.extend(self.begin_as(
                 rng.usize(0..SERVICES.len()),
-                rng.u32(0..40),
-                5_000 + rng.u16(0..10),
+                rng.u32(0..6),
+                5_000 + rng.u16(0..4),
                 rng.u32(0..BACKENDS),
                 [0, ANSWERED | ESTABLISHED][rng.usize(0..2)],
             )),
