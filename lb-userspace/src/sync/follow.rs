@@ -10,7 +10,7 @@
 //! or one that has the port which the flow needs, gives way. When a whole snapshot has
 //! come, every established flow that was not in it goes, wherever it is from.
 
-use lb_common::abi::{Flow, FlowKey};
+use lb_common::abi::{Flow, FlowKey, tag};
 use lb_common::flow::twin_key;
 use lb_ebpf::{Memory, connections};
 
@@ -21,7 +21,7 @@ use crate::dataplane::enter;
 
 /// The most places that another node's table may have, as a multiple of those of this
 /// one's: what is kept of them takes memory here.
-const MOST_TIMES: u32 = 64;
+const MOST_TIMES: u32 = 16;
 
 /// The time, for entries.
 #[derive(Clone, Copy, Debug, Default)]
@@ -81,11 +81,17 @@ impl Follow {
     }
 
     /// The snapshot has ended: what was not in it goes. Whether there was one.
-    pub fn end(&mut self, memory: &impl Memory) -> bool {
+    ///
+    /// As soon as this node forwards, which `acts` says, what begins here is not to be
+    /// measured by it any more: then nothing more goes, and it counts as none.
+    pub fn end(&mut self, memory: &impl Memory, acts: impl Fn() -> bool) -> bool {
         let Some(marked) = self.marked.take() else {
             return false;
         };
         for place in 0..connections::places(memory) {
+            if place % tag::WORDS == 0 && acts() {
+                return false;
+            }
             let bits = marked.get((place / u64::BITS) as usize);
             if bits.is_some_and(|bits| bits >> (place % u64::BITS) & 1 != 0) {
                 continue;

@@ -25,7 +25,7 @@ fn told(node: &Node, feed: &mut Feed, rng: &mut Rng) -> (Vec<Flows>, bool) {
             }
             changed.extend(buckets.pop());
         };
-        let filled = feed.fill(&node.table, take, &mut flows);
+        let filled = feed.fill(&*node.table, take, &mut flows);
         let frame = Frame {
             sequence: 1,
             news: News::Flows(flows),
@@ -54,7 +54,7 @@ fn whatever_happens_to_a_table_and_wherever_a_session_breaks_the_other_follows()
         for _ in 0..50 {
             passive.happens(&mut rng, &mut own);
         }
-        let (mut feed, mut follow) = (Feed::new(&active.table), Follow::default());
+        let (mut feed, mut follow) = (Feed::new(&*active.table), Follow::default());
         let mut places = Vec::new();
         let mut in_session = false;
         for _ in 0..60 {
@@ -63,9 +63,9 @@ fn whatever_happens_to_a_table_and_wherever_a_session_breaks_the_other_follows()
             }
             if !in_session {
                 feed.begin_again();
-                let places = lb_ebpf::connections::places(&active.table);
+                let places = lb_ebpf::connections::places(&*active.table);
                 follow
-                    .begin(&passive.table, places)
+                    .begin(&*passive.table, places)
                     .expect("it is no larger");
                 in_session = true;
             }
@@ -78,19 +78,19 @@ fn whatever_happens_to_a_table_and_wherever_a_session_breaks_the_other_follows()
                 messages.len()
             };
             for flows in &messages[..arrive] {
-                assert!(follow.apply(&passive.table, &dictionary, flows, Now::default()));
+                assert!(follow.apply(&*passive.table, &dictionary, flows, Now::default()));
             }
             if !in_session {
                 follow.leave();
                 continue;
             }
             if snapshot {
-                assert!(follow.end(&passive.table));
+                assert!(follow.end(&*passive.table, || false));
             }
             // What has changed since the snapshot was taken comes behind it.
             let (messages, _) = told(&active, &mut feed, &mut rng);
             for flows in &messages {
-                assert!(follow.apply(&passive.table, &dictionary, flows, Now::default()));
+                assert!(follow.apply(&*passive.table, &dictionary, flows, Now::default()));
             }
             assert_eq!(active.facts(), passive.facts(), "seed {seed}");
             assert_eq!(follow.counts.unknown, 0);
@@ -107,18 +107,23 @@ fn every_established_flow_is_counted_at_its_backend_and_none_that_has_gone() {
     for _ in 0..1_500 {
         places.extend(active.begin(&mut rng, ANSWERED | ESTABLISHED));
     }
-    let (mut feed, mut follow) = (Feed::new(&active.table), Follow::default());
+    let (mut feed, mut follow) = (Feed::new(&*active.table), Follow::default());
     feed.begin_again();
-    let table = lb_ebpf::connections::places(&active.table);
+    let table = lb_ebpf::connections::places(&*active.table);
     follow
-        .begin(&passive.table, table)
+        .begin(&*passive.table, table)
         .expect("it is as large as this one");
     let mut tell = |snapshot: bool| {
         for flows in &told(&active, &mut feed, &mut rng.fork()).0 {
-            follow.apply(&passive.table, &passive.dictionary(), flows, Now::default());
+            follow.apply(
+                &*passive.table,
+                &passive.dictionary(),
+                flows,
+                Now::default(),
+            );
         }
         if snapshot {
-            follow.end(&passive.table);
+            follow.end(&*passive.table, || false);
         }
     };
     tell(true);
@@ -143,14 +148,19 @@ fn what_this_node_has_no_service_or_backend_for_is_counted_and_left_out() {
     }
     let (first, _) = passive.tables.parties.pop_first().expect("there are some");
     passive.tables.backends.pop_last();
-    let (mut feed, mut follow) = (Feed::new(&active.table), Follow::default());
+    let (mut feed, mut follow) = (Feed::new(&*active.table), Follow::default());
     feed.begin_again();
-    let table = lb_ebpf::connections::places(&active.table);
+    let table = lb_ebpf::connections::places(&*active.table);
     follow
-        .begin(&passive.table, table)
+        .begin(&*passive.table, table)
         .expect("it is as large as this one");
     for flows in &told(&active, &mut feed, &mut rng).0 {
-        assert!(follow.apply(&passive.table, &passive.dictionary(), flows, Now::default()));
+        assert!(follow.apply(
+            &*passive.table,
+            &passive.dictionary(),
+            flows,
+            Now::default()
+        ));
     }
     assert_eq!(follow.counts.unknown, u64::from(BACKENDS) + 1);
     let facts = passive.facts();
@@ -165,11 +175,11 @@ fn what_this_node_has_no_service_or_backend_for_is_counted_and_left_out() {
 fn a_table_that_is_far_larger_is_not_followed_and_no_place_beyond_its_end() {
     let node = Node::new(1, 4, 0);
     let mut follow = Follow::default();
-    assert!(follow.begin(&node.table, u32::MAX).is_err());
-    follow.begin(&node.table, 64).expect("it is as large");
+    assert!(follow.begin(&*node.table, u32::MAX).is_err());
+    follow.begin(&*node.table, 64).expect("it is as large");
     let beyond = Flows {
         gone: vec![64],
         there: Vec::new(),
     };
-    assert!(!follow.apply(&node.table, &node.dictionary(), &beyond, Now::default()));
+    assert!(!follow.apply(&*node.table, &node.dictionary(), &beyond, Now::default()));
 }

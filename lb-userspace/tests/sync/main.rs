@@ -2,4 +2,6 @@
 //! and the sessions in which it goes over.
 
 mod history;
+mod peer;
+mod session;
 mod world;

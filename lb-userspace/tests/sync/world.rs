@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use fastrand::Rng;
 use lb_common::abi::{Backend, Endpoint, Flow, FlowKey, Life, Party, TCP, UDP, forward, role};
@@ -34,7 +35,7 @@ pub(crate) type Fact = (IpAddr, u16, IpAddr, u16, u8, u32, Option<String>, u16, 
 
 /// A node's tables.
 pub(crate) struct Node {
-    pub(crate) table: Table,
+    pub(crate) table: Arc<Table>,
     pub(crate) tables: Tables,
 }
 
@@ -64,7 +65,10 @@ impl Node {
                     .insert(number, entry(place, backend, service));
             }
         }
-        Self { table, tables }
+        Self {
+            table: Arc::new(table),
+            tables,
+        }
     }
 
     pub(crate) fn dictionary(&self) -> Dictionary {
@@ -143,7 +147,7 @@ impl Node {
             protocol: u32::from(protocol),
         };
         let mut found = Flow::default();
-        if connections::of_client(&self.table, &key, &mut found) {
+        if connections::of_client(&*self.table, &key, &mut found) {
             self.remove(found.place);
         }
         let one_way = forward::one_way(forward);
@@ -177,15 +181,15 @@ impl Node {
 
     /// Changes the state of what stands there.
     pub(crate) fn change(&self, place: u32, off: u32, on: u32) {
-        if let Some((_, flow)) = connections::at(&self.table, place) {
-            connections::advance(&self.table, &flow, off, on, 0);
+        if let Some((_, flow)) = connections::at(&*self.table, place) {
+            connections::advance(&*self.table, &flow, off, on, 0);
         }
     }
 
     /// Takes it away.
     pub(crate) fn remove(&self, place: u32) {
-        if let Some((_, flow)) = connections::at(&self.table, place) {
-            assert!(connections::remove(&self.table, place, flow.life.version));
+        if let Some((_, flow)) = connections::at(&*self.table, place) {
+            assert!(connections::remove(&*self.table, place, flow.life.version));
         }
     }
 

@@ -1,0 +1,241 @@
+//! A session in which the other node is heard.
+//!
+//! Each message has to be the next one, and is acknowledged when it has been dealt
+//! with. Flows are taken over while this node does not forward; what another one says
+//! that believes itself active as well is counted and ignored, and when that is over, a
+//! whole snapshot is asked for.
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use super::Local;
+use super::board::{self, Peer, Rejected, Word};
+use super::channel::{Channel, Failure, SILENCE};
+use super::follow::{Counts, Follow};
+use super::message::{Flows, Hello, News, Reply, Role, Status, read_frame, write_reply};
+
+struct Hearer<'a, S> {
+    channel: &'a mut Channel<S>,
+    local: &'a Local,
+    follow: Follow,
+    /// What earlier sessions have counted.
+    before: Counts,
+    peer: Hello,
+    /// This node's own.
+    status: watch::Receiver<Status>,
+    acts: bool,
+    theirs: Option<Status>,
+    alike: Option<bool>,
+    sequence: u64,
+    /// Whether a whole snapshot of this session has been taken over.
+    complete: bool,
+    /// How many flows had been unknown when the last snapshot began.
+    unknown: u64,
+}
+
+/// Hears the other node until that ends; gives why it has.
+pub async fn hear<S: AsyncRead + AsyncWrite + Unpin>(
+    channel: &mut Channel<S>,
+    local: &Local,
+    peer: Hello,
+) -> Failure {
+    let status = local.status.clone();
+    let acts = status.borrow().role.acts();
+    let mut hearer = Hearer {
+        channel,
+        follow: Follow::default(),
+        before: local.board.lock().counts,
+        local,
+        peer,
+        status,
+        acts,
+        theirs: None,
+        alike: None,
+        sequence: 0,
+        complete: false,
+        unknown: 0,
+    };
+    let Err(failure) = hearer.run().await;
+    if !local.status.borrow().role.acts() {
+        local.board.set_ready(false);
+    }
+    local.board.unheard(&failure.to_string());
+    failure
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Hearer<'_, S> {
+    async fn run(&mut self) -> Result<std::convert::Infallible, Failure> {
+        let mut dictionary = self.local.dictionary.clone();
+        let mut heard = Instant::now();
+        loop {
+            tokio::select! {
+                biased;
+                bytes = self.channel.next() => {
+                    let bytes = bytes?;
+                    heard = Instant::now();
+                    self.frame(&bytes).await?;
+                }
+                changed = self.status.changed() => {
+                    changed.map_err(|_| Failure::Ended)?;
+                    self.own_status_changed().await?;
+                }
+                changed = dictionary.changed() => {
+                    changed.map_err(|_| Failure::Ended)?;
+                    // Services and backends that were unknown may be known now.
+                    if self.follow.counts.unknown > self.unknown {
+                        self.again().await?;
+                    }
+                }
+                () = sleep_until(heard + SILENCE) => return Err(Failure::silent()),
+            }
+        }
+    }
+
+    async fn frame(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        let frame = read_frame(bytes)?;
+        let expected = self.sequence + 1;
+        if frame.sequence != expected {
+            return Err(Failure::Rejected(
+                Rejected::Sequence,
+                format!(
+                    "message {} came where {expected} was to come",
+                    frame.sequence
+                ),
+            ));
+        }
+        self.sequence = expected;
+        // The role may have changed and not been looked at yet.
+        self.acts = self.status.borrow().role.acts();
+        match frame.news {
+            News::Status(status) => self.heard_status(status),
+            News::SnapshotBegin { places, .. } => self.begin(places)?,
+            News::Flows(flows) => self.flows(&flows)?,
+            News::SnapshotEnd => {
+                let acts = || self.local.status.borrow().role.acts();
+                self.complete |= self.follow.end(&*self.local.table, acts);
+            }
+        }
+        self.note();
+        self.channel.send(write_reply(Reply::Ack(expected))).await
+    }
+
+    fn begin(&mut self, places: u32) -> Result<(), Failure> {
+        self.complete = false;
+        if self.acts {
+            return Ok(());
+        }
+        self.unknown = self.follow.counts.unknown;
+        self.follow
+            .begin(&*self.local.table, places)
+            .map_err(|_| {
+                Failure::Rejected(
+                    Rejected::Garbage,
+                    format!("its table has {places} places, far more than this one's: give both nodes the same `node.max_flows`"),
+                )
+            })
+    }
+
+    fn flows(&mut self, flows: &Flows) -> Result<(), Failure> {
+        if self.acts {
+            self.local.board.lock().ignored += flows.len() as u64;
+            self.follow.leave();
+            return Ok(());
+        }
+        if !self.follow.follows() {
+            // Of a snapshot that began while this node forwarded: a new one is asked for.
+            return Ok(());
+        }
+        let dictionary = self.local.dictionary.borrow().clone();
+        let now = self.local.clock.now();
+        if self
+            .follow
+            .apply(&*self.local.table, &dictionary, flows, now)
+        {
+            Ok(())
+        } else {
+            let why = "a message is about a place that there is not";
+            Err(Failure::Rejected(Rejected::Garbage, why.to_owned()))
+        }
+    }
+
+    fn heard_status(&mut self, status: Status) {
+        if !status.role.acts() {
+            self.complete = false;
+            self.follow.leave();
+        }
+        let first = self.theirs.replace(status).is_none();
+        let mut view = self.local.board.lock();
+        view.peer = Some(Peer {
+            hello: self.peer.clone(),
+            status,
+            heard: std::time::Instant::now(),
+        });
+        if first {
+            board::begin(&mut view.following);
+        }
+        drop(view);
+        if first {
+            self.local.board.say(Word::Heard(self.peer.node.clone()));
+        }
+        self.compare();
+    }
+
+    /// Files can be compared between nodes of the same version only: another one may
+    /// read the same file otherwise.
+    fn compare(&mut self) {
+        let Some(theirs) = self.theirs else { return };
+        if self.peer.version != self.local.hello.version {
+            return;
+        }
+        let alike = theirs.configuration == self.status.borrow().configuration;
+        if self
+            .alike
+            .replace(alike)
+            .is_some_and(|before| before == alike)
+        {
+            return;
+        }
+        self.local.board.say(Word::Alike(alike));
+    }
+
+    async fn own_status_changed(&mut self) -> Result<(), Failure> {
+        let acted = self.acts;
+        self.acts = self.status.borrow_and_update().role.acts();
+        self.compare();
+        if self.acts {
+            self.follow.leave();
+            self.complete = false;
+        } else if acted {
+            self.again().await?;
+        }
+        self.note();
+        Ok(())
+    }
+
+    /// Asks for a whole snapshot. Until it comes, flows go on being taken over.
+    async fn again(&mut self) -> Result<(), Failure> {
+        self.channel.send(write_reply(Reply::Again)).await
+    }
+
+    fn note(&mut self) {
+        let follow = self.follow.counts;
+        let mut view = self.local.board.lock();
+        view.counts = Counts {
+            applied: self.before.applied + follow.applied,
+            removed: self.before.removed + follow.removed,
+            unknown: self.before.unknown + follow.unknown,
+            no_room: self.before.no_room + follow.no_room,
+        };
+        if let Some(peer) = &mut view.peer {
+            peer.heard = std::time::Instant::now();
+        }
+        drop(view);
+        let nobody_acts = self
+            .theirs
+            .is_some_and(|theirs| matches!(theirs.role, Role::Initialize | Role::Backup));
+        self.local
+            .board
+            .set_ready(self.complete || self.acts || nobody_acts);
+    }
+}
