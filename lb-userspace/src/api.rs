@@ -9,6 +9,7 @@ pub mod client;
 pub mod types;
 
 mod events;
+mod sync;
 mod view;
 
 use std::path::Path as FilePath;

@@ -11,8 +11,13 @@
 //! While no daemon runs, nothing is collected, and nothing has to be: what has
 //! ended, or was never finished, gives way to what comes.
 //!
+//! The passive node of a pair has the active one's connections and sees none of their
+//! packets: while it [rests](Collector::resting), established ones are not taken away
+//! for their silence. When it becomes active, all of them count as just heard.
+//!
 //! [`Verdict`] decides purely; the thread acts.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -99,6 +104,7 @@ pub struct Census {
 /// The thread; it ends when this is dropped.
 pub struct Collector {
     shared: Arc<Mutex<Shared>>,
+    resting: Arc<AtomicBool>,
     stop: Option<Sender<()>>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -109,19 +115,22 @@ struct Shared {
 }
 
 impl Collector {
-    /// Starts.
-    pub fn start(table: Arc<Table>, timeouts: Timeouts) -> anyhow::Result<Self> {
+    /// Starts, at rest or not.
+    pub fn start(table: Arc<Table>, timeouts: Timeouts, rests: bool) -> anyhow::Result<Self> {
+        let resting = Arc::new(AtomicBool::new(rests));
         let shared = Arc::new(Mutex::new(Shared {
             timeouts,
             census: Census::default(),
         }));
         let (stop, stopped) = channel();
         let with = Arc::clone(&shared);
+        let rests = Arc::clone(&resting);
         let thread = thread::Builder::new()
             .name("collector".to_owned())
-            .spawn(move || collect(&table, &with, &stopped))?;
+            .spawn(move || collect(&table, &with, &rests, &stopped))?;
         Ok(Self {
             shared,
+            resting,
             stop: Some(stop),
             thread: Some(thread),
         })
@@ -130,6 +139,12 @@ impl Collector {
     /// Other timeouts, from the next slice on.
     pub fn set_timeouts(&self, timeouts: Timeouts) {
         self.lock().timeouts = timeouts;
+    }
+
+    /// Whether another node forwards what is in this one's table: for whoever knows, in
+    /// any thread.
+    pub fn resting(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.resting)
     }
 
     /// What there was on the last walk.
@@ -152,19 +167,26 @@ impl Drop for Collector {
     }
 }
 
-fn collect(table: &Table, shared: &Mutex<Shared>, stopped: &Receiver<()>) {
+fn collect(table: &Table, shared: &Mutex<Shared>, resting: &AtomicBool, stopped: &Receiver<()>) {
     let clock = Clock::new();
     let buckets = table.shape().tag_buckets;
     let slice = buckets.div_ceil(SLICES).max(1);
     let mut walk = Walk::default();
+    let mut rested = false;
     loop {
         let begun = Instant::now();
+        let rests = resting.load(Ordering::SeqCst);
+        if rested && !rests {
+            all_heard(table, clock.ticks());
+        }
+        rested = rests;
         let timeouts = lock(shared).timeouts;
         let end = walk.bucket.saturating_add(slice).min(buckets);
         let now = Now {
             ticks: clock.ticks(),
             clock: &clock,
             timeouts,
+            rests,
         };
         for bucket in walk.bucket..end {
             walk.visit(table, bucket, &now);
@@ -178,6 +200,20 @@ fn collect(table: &Table, shared: &Mutex<Shared>, stopped: &Receiver<()>) {
         match stopped.recv_timeout(rest) {
             Err(RecvTimeoutError::Timeout) => {}
             Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+/// Notes of every connection that it lives now.
+fn all_heard(table: &Table, now: u32) {
+    for bucket in 0..table.shape().tag_buckets {
+        let Some(tags) = table.tags(bucket) else {
+            return;
+        };
+        for (way, word) in tags.tags(bucket) {
+            if word.load() & tag::CLASS > tag::BUSY {
+                connections::touch(table, bucket * tag::WORDS + way, now);
+            }
         }
     }
 }
@@ -214,6 +250,7 @@ struct Now<'a> {
     ticks: u32,
     clock: &'a Clock,
     timeouts: Timeouts,
+    rests: bool,
 }
 
 impl Now<'_> {
@@ -277,6 +314,10 @@ impl Walk {
         };
         let (state, version) = connections::stands(entry);
         let tcp = connections::is_tcp(entry);
+        let lives = state & ESTABLISHED != 0 && !ended(state);
+        if now.rests && lives {
+            return;
+        }
         match due(&now.timeouts, tcp, state, now.since(entry.seen.load())) {
             Verdict::Stay => {
                 // Two who noted at the same time may have left the tag behind.

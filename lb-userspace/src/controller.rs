@@ -40,7 +40,7 @@ mod pair;
 mod records;
 
 pub use interfaces::{Interfaces, prepare_host};
-pub use pair::Pair;
+pub use pair::{Pair, Sayings};
 
 use differences::differences;
 
@@ -164,7 +164,8 @@ impl Controller {
         } else {
             Tables::default()
         };
-        let collector = Collector::start(dataplane.table(), config.timeouts)?;
+        let collector =
+            Collector::start(dataplane.table(), config.timeouts, pair::follows(&config))?;
         let routes = Routes::listen(dataplane.changes())?;
         Ok(Self {
             collector,
@@ -258,6 +259,9 @@ impl Controller {
         for step in reconcile::steps(changes) {
             self.dataplane.apply_step(step)?;
             step.iter().for_each(|change| self.tables.apply(change));
+        }
+        if changes.iter().any(Change::renumbers) {
+            self.pair_numbers();
         }
         Ok(())
     }
@@ -362,6 +366,7 @@ impl Controller {
         self.take_addresses().await?;
         self.drop_stale_addresses().await?;
         self.pair_looks().await;
+        self.pair_compares();
         changes.extend(differences(&before, &self.desired));
         if old.timeouts != self.config.timeouts {
             changes.push("the timeouts of silent connections are others".to_owned());
@@ -453,6 +458,7 @@ impl Controller {
         let numbers: BTreeSet<u32> = self.plan.iter().map(|service| service.number).collect();
         self.rates.retain(|number, _| numbers.contains(number));
         self.take_census(now);
+        self.pair_tells();
         self.watch(now, self.gauges);
     }
 

@@ -28,7 +28,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use crate::address::Addresses;
 use crate::api;
 use crate::config::{self, Config};
-use crate::controller::{self, Aides, Controller, Interfaces};
+use crate::controller::{self, Aides, Controller, Interfaces, Sayings};
 use crate::dataplane::{self, Dataplane, Sizes};
 use crate::events::{Journal, Kind, Subject};
 use crate::health::{Checker, Report};
@@ -37,7 +37,6 @@ use crate::links::Watcher;
 use crate::neighbours::Neighbours;
 use crate::state;
 use crate::tls;
-use crate::vrrp;
 
 /// Without a packet for this long, a flow's port may be taken for another.
 const IDLE_SECONDS: u32 = 3_600;
@@ -358,11 +357,14 @@ async fn attend(
     let links = Watcher::start()?;
     // What changed between the start's look and now.
     controller.lock().await.interfaces_changed().await;
-    let mut pair = controller.lock().await.start_pair().await?;
+    let Sayings {
+        mut reports,
+        mut words,
+    } = controller.lock().await.start_pair().await?;
     let mut second = interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(MissedTickBehavior::Skip);
     tell_of_start(&*controller.lock().await);
-    let mut reports = Vec::new();
+    let mut health = Vec::new();
     loop {
         let deadline = controller.lock().await.next_deadline();
         let due = async {
@@ -373,16 +375,17 @@ async fn attend(
         };
         tokio::select! {
             // Those that came meanwhile make one change together.
-            1.. = verdicts.recv_many(&mut reports, REPORT_QUEUE) => {
-                controller.lock().await.health_changed(&reports);
-                reports.clear();
+            1.. = verdicts.recv_many(&mut health, REPORT_QUEUE) => {
+                controller.lock().await.health_changed(&health);
+                health.clear();
             }
             () = due => {
                 if let Err(error) = controller.lock().await.reconcile() {
                     warn!("{error}");
                 }
             }
-            Some(report) = reported(&mut pair) => controller.lock().await.pair_reported(report).await,
+            Some(report) = said(&mut reports) => controller.lock().await.pair_reported(report).await,
+            Some(word) = said(&mut words) => controller.lock().await.sync_said(word),
             () = links.changed() => controller.lock().await.interfaces_changed().await,
             _ = second.tick() => {
                 let mut controller = controller.lock().await;
@@ -413,12 +416,10 @@ async fn attend(
     }
 }
 
-/// What the driver of the pair says next; never anything where there is none.
-async fn reported(
-    pair: &mut Option<mpsc::Receiver<vrrp::driver::Report>>,
-) -> Option<vrrp::driver::Report> {
-    match pair {
-        Some(reports) => reports.recv().await,
+/// What somebody of the pair says next; never anything where there is nobody.
+async fn said<T>(who: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
+    match who {
+        Some(sayings) => sayings.recv().await,
         None => std::future::pending().await,
     }
 }

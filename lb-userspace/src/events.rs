@@ -170,6 +170,14 @@ kinds! {
         "This node is not fit to be active and gives way to another that is; the sentence says why."
     HaFit "ha_fit" Info
         "This node is fit to be active again."
+    HaSyncUp "ha_sync_up" Info
+        "The other node of the pair is heard on the sync channel."
+    HaSyncLost "ha_sync_lost" Warning
+        "The other node of the pair is not heard on the sync channel; the sentence says why. Connections are not carried over meanwhile, and `lb ha status` shows since when."
+    HaFilesDiffer "ha_files_differ" Warning
+        "The configurations of the two nodes differ in what both must have alike: services, backends, checks, ha.vrid or ha.addresses. Bring the files in line and reload."
+    HaFilesAlike "ha_files_alike" Info
+        "The configurations of the two nodes agree in what both must have alike."
     FloodEnds "flood_ends" Info
         "Handshakes have been displacing each other no longer for a while."
 }

@@ -190,6 +190,19 @@ pub enum Change {
     },
 }
 
+impl Change {
+    /// Whether numbers of services or backends mean others, or none, from here on.
+    pub const fn renumbers(&self) -> bool {
+        match self {
+            Self::SetBackend { fresh, .. } => *fresh,
+            Self::RemoveBackend { .. } | Self::SetParty { .. } | Self::RemoveParty { .. } => true,
+            Self::SetSequence { .. } | Self::RemoveSequence { .. } | Self::SetPolicy { .. } => {
+                false
+            }
+        }
+    }
+}
+
 /// Since when backends, and the endpoints of backends, have been lingering that
 /// are no longer desired.
 #[derive(Clone, Debug, Default)]

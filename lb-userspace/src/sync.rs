@@ -10,7 +10,9 @@
 //! - [`feed`]: what is to be told of a table, without a queue; [`tell`]: the session.
 //! - [`follow`]: what becomes of it in the other table; [`hear`]: the session.
 //! - [`dictionary`]: the numbers of services and backends here.
-//! - [`board`]: what is known of the other node; [`link`]: how sessions come about.
+//! - [`board`]: what is known of the other node; [`link`]: how sessions come about;
+//!   [`running`]: the thread.
+//! - [`alike`]: the parts of the files that both must have alike.
 
 use std::sync::Arc;
 
@@ -19,6 +21,7 @@ use tokio::sync::watch;
 use crate::dataplane::Table;
 use crate::host;
 
+pub mod alike;
 pub mod board;
 pub mod channel;
 pub mod dictionary;
@@ -27,6 +30,7 @@ pub mod follow;
 pub mod hear;
 pub mod link;
 pub mod message;
+pub mod running;
 pub mod tell;
 
 use board::Board;

@@ -100,6 +100,77 @@ pub struct Ha {
     pub latest_us: u64,
     /// Whether its thread has real-time priority.
     pub real_time: bool,
+    /// The channel to the other node, if the file has one.
+    pub sync: Option<HaSync>,
+}
+
+/// The channel to the other node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HaSync {
+    /// Whether the other node is heard now. Without that, what is said of it is how it
+    /// was.
+    pub heard: bool,
+    /// Since when it is, or is not.
+    pub since_seconds: u64,
+    /// Why it is not, if it is not.
+    pub why: Option<String>,
+    /// The other node, as it was heard last.
+    pub peer: Option<HaPeer>,
+    /// Whether this node knows all connections there are, so that it can take over
+    /// without losing any.
+    pub ready: bool,
+    /// Connections of the other node's that were entered or changed here.
+    pub applied: u64,
+    /// Connections that were taken away here because the other node had them no longer.
+    pub removed: u64,
+    /// Connections whose service or backend this node does not have.
+    pub unknown: u64,
+    /// Connections for which the table here had no room.
+    pub no_room: u64,
+    /// Changes that were ignored because both nodes were active.
+    pub ignored: u64,
+    /// Whether the other node is told of this one's connections.
+    pub tells: bool,
+    /// Since when it is, or is not.
+    pub tells_since_seconds: u64,
+    /// Why it is not, if it is not.
+    pub tells_not: Option<String>,
+    /// Changes that it was told of.
+    pub told: u64,
+    /// How often it has got all connections.
+    pub snapshots: u64,
+    /// How many changes are known here that it has not acknowledged, about.
+    pub behind: u64,
+    /// How old the oldest of them is.
+    pub lag_seconds: f64,
+    /// What was turned away, by why.
+    pub rejected: BTreeMap<String, u64>,
+}
+
+/// The other node, as it says itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HaPeer {
+    /// Its name.
+    pub name: String,
+    /// Its version of lb.
+    pub version: String,
+    /// `initialize`, `backup`, `active` or `leaving`.
+    pub role: String,
+    /// Its priority.
+    pub priority: u8,
+    /// Whether its file agrees with this one's in what both must have alike: `same`,
+    /// `differs`, or `unknown` between versions that differ.
+    pub configuration: String,
+    /// How many established connections it has.
+    pub flows: u64,
+    /// How many of its services have a backend.
+    pub healthy: u32,
+    /// How many services it has.
+    pub services: u32,
+    /// How many changes it knows that this node has not acknowledged, about.
+    pub behind: u64,
+    /// How long ago it was heard.
+    pub heard_ms: u64,
 }
 
 /// An advertisement that was heard.

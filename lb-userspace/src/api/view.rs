@@ -9,7 +9,7 @@ use lb_common::abi::{Flow, NOBODY, TCP};
 use lb_common::flow::{BACKEND_FIN, CLIENT_FIN, ended};
 use lb_common::{Action, Verdict, abi};
 
-use super::types;
+use super::{sync, types};
 use crate::config::{CheckKind, Via};
 use crate::controller::{Controller, Refusal};
 use crate::dataplane::{Mode, Table};
@@ -102,6 +102,9 @@ pub(super) fn ha(controller: &Controller) -> Result<types::Ha, Refusal> {
         .to_owned(),
         latest_us: status.latest.as_micros() as u64,
         real_time: status.real_time,
+        sync: pair
+            .sync()
+            .map(|view| sync::sync(&view, pair.configuration())),
     })
 }
 

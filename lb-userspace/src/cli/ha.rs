@@ -1,5 +1,7 @@
 //! `lb ha`: the pair.
 
+mod sync;
+
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -89,7 +91,7 @@ fn text(answer: &Answer) -> String {
     let source = answer
         .source
         .map_or("nowhere".to_owned(), |source| source.to_string());
-    fields(&[
+    let mut rows = vec![
         ("State", state),
         ("Priority", priority),
         (
@@ -126,5 +128,7 @@ fn text(answer: &Answer) -> String {
                 }
             ),
         ),
-    ])
+    ];
+    rows.extend(answer.sync.iter().flat_map(sync::rows));
+    fields(&rows)
 }

@@ -7,6 +7,10 @@
 //! than that. Word of the driver only says "look": what is brought about is what its
 //! state says, so that nothing depends on every word getting through.
 //!
+//! With `[ha.sync]` the nodes also tell each other of their flows ([`crate::sync`]). The
+//! driver's thread itself says there who is active, without the controller's help; what
+//! else is to be known of this node the controller adds by the second.
+//!
 //! # Where the data path comes in
 //! The program is attached and its tables are kept on the passive node as well, so
 //! that it is warm. Whether it may act is the lease, and the lease goes out in one
@@ -14,17 +18,25 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use log::warn;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::{Controller, Refusal};
 use crate::config::{Config, Ha, HaChecksum};
 use crate::dataplane::Lease;
 use crate::events::{Kind, Subject};
 use crate::model::offer::Standing;
+use crate::sync::alike;
+use crate::sync::board::{View, Word};
+use crate::sync::dictionary::Dictionary;
+use crate::sync::link::Ends;
+use crate::sync::message::{Role, Status as Told};
+use crate::sync::running::Running;
+use crate::tls::Renewed;
 use crate::vrrp::announce::Place;
 use crate::vrrp::driver::{
     ChecksumChoice, Command, Driver, Outside, Protected, Report, Settings, Status,
@@ -52,6 +64,21 @@ pub struct Pair {
     holds: bool,
     /// When two active nodes were told of, and which the other was.
     rival: Option<(Instant, IpAddr)>,
+    /// The channel to the other node, if there is one.
+    sync: Option<Running>,
+    /// What the driver was told last of whether this node knows the flows.
+    ready: bool,
+    /// What of the file the other node must have alike.
+    configuration: u64,
+}
+
+/// What a pair will say.
+#[derive(Default)]
+pub struct Sayings {
+    /// The driver.
+    pub reports: Option<mpsc::Receiver<Report>>,
+    /// The channel to the other node.
+    pub words: Option<mpsc::Receiver<Word>>,
 }
 
 impl Pair {
@@ -64,26 +91,149 @@ impl Pair {
     pub fn unfit(&self) -> Option<&str> {
         self.unfit.as_deref()
     }
+
+    /// How the channel to the other node stands, if there is one.
+    pub fn sync(&self) -> Option<View> {
+        self.sync.as_ref().map(Running::view)
+    }
+
+    /// What of the file the other node must have alike, as a number.
+    pub const fn configuration(&self) -> u64 {
+        self.configuration
+    }
+}
+
+/// Whether this node is told of the active one's connections.
+pub(super) fn follows(config: &Config) -> bool {
+    config.ha.as_ref().is_some_and(|ha| ha.sync.is_some())
 }
 
 impl Controller {
     /// Takes part, if the file has `[ha]`; gives what the driver will say.
-    pub async fn start_pair(&mut self) -> anyhow::Result<Option<mpsc::Receiver<Report>>> {
+    pub async fn start_pair(&mut self) -> anyhow::Result<Sayings> {
         let Some(ha) = self.config.ha.clone() else {
-            return Ok(None);
+            return Ok(Sayings::default());
         };
+        let configuration = alike::configuration(&self.config);
+        let (sync, words) = self.start_sync(&ha, configuration)?.unzip();
+        let role = sync.as_ref().map(|sync| RoleTold {
+            status: sync.status().clone(),
+            resting: self.collector.resting(),
+        });
         let (tell, told) = mpsc::channel(QUEUE);
         let lease = self.dataplane.lease();
         let settings = settings(&ha, &self.config, self.protected().await?, lease.held());
-        let driver = Driver::start(settings, outside(tell, lease)).context("cannot start VRRP")?;
+        let driver =
+            Driver::start(settings, outside(tell, lease, role)).context("cannot start VRRP")?;
         self.pair = Some(Pair {
             driver,
             unfit: None,
             holds: false,
             rival: None,
+            ready: sync.is_none(),
+            sync,
+            configuration,
         });
         self.judge_fitness();
-        Ok(Some(told))
+        self.pair_tells();
+        Ok(Sayings {
+            reports: Some(told),
+            words,
+        })
+    }
+
+    /// Calls the other node, and answers it, if the file has `[ha.sync]`.
+    fn start_sync(
+        &self,
+        ha: &Ha,
+        configuration: u64,
+    ) -> anyhow::Result<Option<(Running, mpsc::Receiver<Word>)>> {
+        let Some(sync) = &ha.sync else {
+            return Ok(None);
+        };
+        let identity = Renewed::open(sync.files.clone(), sync.listen.ip())?;
+        let ends = Ends {
+            listen: sync.listen,
+            peer: sync.peer,
+            identity: Arc::new(identity),
+        };
+        let status = Told {
+            configuration,
+            priority: ha.priority,
+            ..Told::default()
+        };
+        let numbers = Dictionary::of(&self.tables);
+        let name = &self.config.node.name;
+        Running::start(name, self.dataplane.table(), ends, status, numbers)
+            .context("cannot start the channel to the other node")
+            .map(Some)
+    }
+
+    /// The numbers of services and backends are others.
+    pub(super) fn pair_numbers(&self) {
+        if let Some(sync) = self.pair.as_ref().and_then(|pair| pair.sync.as_ref()) {
+            sync.number(Dictionary::of(&self.tables));
+        }
+    }
+
+    /// The file is another.
+    pub(super) fn pair_compares(&mut self) {
+        if let Some(pair) = &mut self.pair {
+            pair.configuration = alike::configuration(&self.config);
+        }
+        self.pair_tells();
+    }
+
+    /// Has the other node know how this one is; but for its role, which the driver says.
+    pub(super) fn pair_tells(&mut self) {
+        let healthy = |service: &&crate::model::Service| service.standing() != Standing::Nobody;
+        let healthy = self.desired.iter().filter(healthy).count();
+        let (healthy, services) = (healthy as u32, self.desired.len() as u32);
+        let flows = self.census().established;
+        let Some(pair) = &mut self.pair else { return };
+        let Some(sync) = &pair.sync else { return };
+        let priority = pair.driver.status().priority;
+        sync.status().send_if_modified(|told| {
+            let now = Told {
+                priority,
+                configuration: pair.configuration,
+                flows,
+                healthy,
+                services,
+                ..*told
+            };
+            std::mem::replace(told, now) != now
+        });
+        let ready = pair.sync().is_none_or(|view| view.ready);
+        if ready != pair.ready {
+            pair.ready = ready;
+            pair.driver.tell(Command::Ready(ready));
+        }
+    }
+
+    /// Tells of what is known of the other node.
+    pub fn sync_said(&mut self, word: Word) {
+        let (kind, sentence) = match word {
+            Word::Ready => return self.pair_tells(),
+            Word::Heard(name) => (Kind::HaSyncUp, format!("hears the other node, {name}")),
+            Word::Lost(why) => (
+                Kind::HaSyncLost,
+                format!("hears the other node no longer: {why}"),
+            ),
+            Word::Unheard(why) => (
+                Kind::HaSyncLost,
+                format!("does not hear the other node: {why}"),
+            ),
+            Word::Alike(false) => (
+                Kind::HaFilesDiffer,
+                "the other node's file differs in services, backends, checks, ha.vrid or ha.addresses: connections of what it has not got are lost when it takes over".to_owned(),
+            ),
+            Word::Alike(true) => (
+                Kind::HaFilesAlike,
+                "the other node's file agrees with this one's".to_owned(),
+            ),
+        };
+        self.journal.record(kind, Subject::node(), sentence);
     }
 
     /// Whether this node may have the services' addresses: alone always, in a pair
@@ -229,7 +379,11 @@ impl Controller {
         let Some(pair) = self.pair.take() else {
             return Ok(());
         };
-        let stopped = tokio::task::spawn_blocking(move || pair.driver.stop());
+        let stopped = tokio::task::spawn_blocking(move || {
+            pair.driver.stop();
+            // Until then the other node is told of what still happens.
+            drop(pair.sync);
+        });
         stopped.await.context("VRRP did not stop well")?;
         self.release_addresses().await
     }
@@ -279,8 +433,8 @@ fn settings(ha: &Ha, config: &Config, protected: Protected, lease: Option<Moment
             interval: ha.interval,
             preempt: ha.preempt,
             preempt_delay: ha.preempt_delay,
-            // Connections are not carried over: there is nothing to wait for.
-            ready: true,
+            // Where connections are not carried over there is nothing to wait for.
+            ready: ha.sync.is_none(),
             ready_limit: READY_LIMIT,
         },
         checksum: match ha.checksum {
@@ -293,12 +447,36 @@ fn settings(ha: &Ha, config: &Config, protected: Protected, lease: Option<Moment
     }
 }
 
+/// Who has to know at once which role this node has.
+struct RoleTold {
+    /// The channel to the other node.
+    status: watch::Sender<Told>,
+    /// The collector.
+    resting: Arc<AtomicBool>,
+}
+
+impl RoleTold {
+    fn follow(&self, report: &Report) {
+        let role = match report {
+            Report::Taken(_) => Role::Active,
+            Report::Released(_) | Report::OnLink => Role::Backup,
+            Report::Apart(_) => Role::Initialize,
+            Report::Rival(_) => return,
+        };
+        self.resting.store(!role.acts(), Ordering::SeqCst);
+        self.status.send_modify(|told| told.role = role);
+    }
+}
+
 /// What the driver does to the world.
-fn outside(told: mpsc::Sender<Report>, lease: Arc<Lease>) -> Outside {
+fn outside(told: mpsc::Sender<Report>, lease: Arc<Lease>, role: Option<RoleTold>) -> Outside {
     Outside {
         // Here, and nowhere else, the data path learns until when it may act.
         lease: Box::new(move |until| lease.set(until)),
         tell: Box::new(move |report| {
+            if let Some(role) = &role {
+                role.follow(&report);
+            }
             // A full queue: what it is about is found out by the second.
             let _ = told.try_send(report);
         }),

@@ -13,9 +13,9 @@
 //! does: eight bytes for each place (14 MB for a million flows), and four for each
 //! bucket that was found changed and has not been read yet.
 
-use lb_common::Address;
 use lb_common::abi::{Flow, FlowKey, TCP, tag};
 use lb_common::flow::{ESTABLISHED, ended};
+use lb_common::{Address, Be16};
 use lb_ebpf::{Memory, connections};
 
 use super::message::{BATCH, Ends, Flows, Host, Record, TOLD};
@@ -171,7 +171,7 @@ fn record(place: u32, key: &FlowKey, flow: &Flow) -> Record {
         state: (flow.life.state & TOLD) as u8,
         ends,
         backend: host(&flow.dst),
-        ports: ports.map(|port| port.to_wire()),
+        ports: ports.map(Be16::to_wire),
     }
 }
 
