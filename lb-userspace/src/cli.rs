@@ -25,6 +25,7 @@ mod reload;
 mod run;
 mod service;
 mod status;
+mod tls;
 mod units;
 
 use std::io::{self, Write as _};
@@ -121,6 +122,8 @@ enum Command {
     #[command(flatten)]
     Request(Request),
     Decap(decap::Decap),
+    #[command(subcommand)]
+    Tls(tls::Tls),
     Completions(completions::Completions),
 }
 
@@ -174,6 +177,7 @@ fn obey(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Run(run) => run.obey(control, color),
         Command::Check(check) => check.obey(&mut Screen::new(color)),
+        Command::Tls(tls) => tls.obey(&mut Screen::new(color)),
         Command::Decap(decap) => decap.obey(color),
         Command::Completions(completions) => completions.obey(&mut Screen::new(color)),
         Command::Request(request) => {

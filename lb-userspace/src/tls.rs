@@ -22,9 +22,11 @@
 //! several CAs, as while one is replaced. A key that others may read is refused, as it
 //! is no secret any more. [`Renewed`] takes up renewed files without a restart.
 
+pub mod authority;
 mod channel;
 mod facts;
 mod files;
+pub mod folder;
 mod renewed;
 mod verify;
 
@@ -32,7 +34,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use humantime::format_rfc3339_seconds;
 use rustls::client::{
@@ -56,6 +58,9 @@ pub use renewed::Renewed;
 
 /// What is spoken in the channel, as ALPN has it (RFC 7301).
 pub const PROTOCOL: &[u8] = b"fulcrum-sync/1";
+
+/// With less time than this, a certificate is worth a warning.
+pub const SOON: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Where a node's identity is.
 #[derive(Clone, Debug, PartialEq, Eq)]

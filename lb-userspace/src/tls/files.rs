@@ -53,23 +53,37 @@ pub(super) fn certificates(
 
 /// The key of a file that nobody but its owner may touch.
 pub(super) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsFault> {
+    // What exactly is wrong could show a part of it.
+    PrivateKeyDer::from_pem_slice(&secret(path)?).map_err(|_| no_key(path))
+}
+
+/// The same, as text.
+pub(super) fn key_text(path: &Path) -> Result<String, TlsFault> {
+    key(path)?;
+    String::from_utf8(secret(path)?).map_err(|_| no_key(path))
+}
+
+fn secret(path: &Path) -> Result<Vec<u8>, TlsFault> {
     let (bytes, metadata) = read(File::Key, path)?;
     let mode = metadata.permissions().mode() & 0o7777;
-    if mode & 0o077 != 0 {
-        return Err(TlsFault::Exposed {
-            path: path.to_owned(),
-            mode,
-        });
+    if mode & 0o077 == 0 {
+        return Ok(bytes);
     }
-    // What exactly is wrong could show a part of it.
-    PrivateKeyDer::from_pem_slice(&bytes).map_err(|_| TlsFault::NotPem {
-        file: File::Key,
+    Err(TlsFault::Exposed {
         path: path.to_owned(),
+        mode,
     })
 }
 
+fn no_key(path: &Path) -> TlsFault {
+    TlsFault::NotPem {
+        file: File::Key,
+        path: path.to_owned(),
+    }
+}
+
 /// What is in a file, and what the file is.
-fn read(file: File, path: &Path) -> Result<(Vec<u8>, fs::Metadata), TlsFault> {
+pub(super) fn read(file: File, path: &Path) -> Result<(Vec<u8>, fs::Metadata), TlsFault> {
     open_and_read(path).map_err(|error| TlsFault::Unreadable {
         file,
         path: path.to_owned(),
