@@ -59,6 +59,8 @@ pub struct Config {
     pub node: Node,
     /// When a silent connection is over.
     pub timeouts: Timeouts,
+    /// What it tells over the network, if it does.
+    pub api: Option<Api>,
     /// With whom it shares its addresses, if it does.
     pub ha: Option<Ha>,
     /// What it balances, in the order of the file.
@@ -66,6 +68,13 @@ pub struct Config {
 }
 
 impl Config {
+    /// The files of certificates that it names.
+    pub fn certificates(&self) -> Vec<&Path> {
+        let sync = self.ha.as_ref().and_then(|ha| ha.sync.as_ref());
+        let files = sync.map(|sync| [&*sync.files.cert, &*sync.files.ca]);
+        files.into_iter().flatten().collect()
+    }
+
     /// Whether this backend may join the ones that `service`, one of this
     /// configuration's, has now.
     ///
@@ -79,6 +88,13 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// What is told over the network: `[api]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Api {
+    /// Where `GET /metrics` is answered, by plain HTTP.
+    pub metrics_listen: SocketAddr,
 }
 
 /// The balancer itself: `[node]`.

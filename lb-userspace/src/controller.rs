@@ -339,6 +339,10 @@ impl Controller {
                 "node.{setting} differs: it takes effect after a restart"
             ));
         }
+        if config.api != self.config.api {
+            config.api.clone_from(&self.config.api);
+            changes.push("[api] differs: it takes effect after a restart".to_owned());
+        }
         if pair::keep_ha(&mut config.ha, &self.config.ha) {
             changes.push(
                 "[ha] differs in more than `addresses` and `track`: it takes effect after a restart"

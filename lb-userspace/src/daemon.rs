@@ -34,6 +34,7 @@ use crate::events::{Journal, Kind, Subject};
 use crate::health::{Checker, Report};
 use crate::host::{self, forwarding};
 use crate::links::Watcher;
+use crate::metrics;
 use crate::neighbours::Neighbours;
 use crate::state;
 use crate::tls;
@@ -116,6 +117,10 @@ async fn serve_locked(options: &Options, config: Config) -> anyhow::Result<()> {
     let node = config.node.clone();
     let signals = Signals::listen()?;
     refuse_second(&node.control).await?;
+    let metrics = match &config.api {
+        Some(api) => Some(metrics::listen(api.metrics_listen).await?),
+        None => None,
+    };
     let listener = listen(&node.control)?;
     let mut undo = Undo::default();
     let (reports, verdicts) = mpsc::channel(REPORT_QUEUE);
@@ -128,9 +133,29 @@ async fn serve_locked(options: &Options, config: Config) -> anyhow::Result<()> {
             return Err(error);
         }
     };
+    let metrics = metrics.map(|listener| {
+        let controller = Arc::clone(&controller);
+        tokio::spawn(metrics::serve(listener, move || {
+            scrape(Arc::clone(&controller))
+        }))
+    });
     let outcome = attend(options, controller, verdicts, listener, signals).await;
+    if let Some(metrics) = metrics {
+        metrics.abort();
+    }
     let _ = fs::remove_file(&node.control);
     outcome
+}
+
+/// The metrics of now; the controller is held for no longer than it takes to look.
+async fn scrape(controller: Arc<Mutex<Controller>>) -> anyhow::Result<String> {
+    let (snapshot, config) = {
+        let controller = controller.lock().await;
+        let config = Arc::clone(&controller.config);
+        (metrics::Snapshot::of(&controller)?, config)
+    };
+    let text = move || snapshot.with_certificates(&config).render();
+    Ok(tokio::task::spawn_blocking(text).await?)
 }
 
 /// The signals that are obeyed. One that comes during the start is obeyed after

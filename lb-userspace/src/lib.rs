@@ -14,6 +14,7 @@ pub mod events;
 pub mod health;
 pub mod host;
 pub mod links;
+pub mod metrics;
 pub mod model;
 pub mod neighbours;
 pub mod reconcile;

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use lb_userspace::config::{
-    self, Backend, Check, CheckKind, Config, ConfigErrors, Fault, Forward, Ha, HaChecksum,
+    self, Api, Backend, Check, CheckKind, Config, ConfigErrors, Fault, Forward, Ha, HaChecksum,
     MAX_FILE_BYTES, Node, OnDown, Protocol, Service, Sync, Timeouts, TunnelSources, Via, XdpMode,
     value,
 };
@@ -39,6 +39,9 @@ closing = "1m"
 closed = "30s"
 udp = "2m"
 udp_unanswered = "10s"
+
+[api]
+metrics_listen = "0.0.0.0:9101"
 
 [ha]
 interface = "eth1"
@@ -263,6 +266,9 @@ fn every_key_means_what_it_says() {
     let expected = Config {
         node,
         timeouts,
+        api: Some(Api {
+            metrics_listen: "0.0.0.0:9101".parse().expect("an address"),
+        }),
         ha: Some(ha),
         services: vec![web, dns, direct, far],
     };
@@ -288,10 +294,11 @@ fn what_is_not_said_has_its_default() {
     let Config {
         node,
         timeouts,
+        api,
         ha,
         services,
     } = parse(text).expect("valid");
-    assert_eq!(ha, None);
+    assert_eq!((api, ha), (None, None));
     let expected = Node {
         name: "this-host".into(),
         interfaces: vec!["eth0".into()],
@@ -441,6 +448,23 @@ fn advertisements_name_each_address_of_the_family_once_and_no_more_than_fit() {
 }
 
 #[test]
+fn metrics_are_told_to_this_host_unless_said_otherwise() {
+    for (written, meant) in [
+        ("", "127.0.0.1:9100"),
+        ("metrics_listen = \"[::1]:9100\"", "[::1]:9100"),
+        ("metrics_listen = \"[::]:80\"", "[::]:80"),
+        ("metrics_listen = \"10.0.0.2:9100\"", "10.0.0.2:9100"),
+    ] {
+        let text = format!("[node]\ninterfaces = [\"eth0\"]\n[api]\n{written}\n");
+        let api = parse(&text)
+            .expect("valid")
+            .api
+            .expect("there is a section");
+        assert_eq!(api.metrics_listen.to_string(), meant);
+    }
+}
+
+#[test]
 fn a_short_interval_shortens_the_timeout_that_is_not_said() {
     let check = "[service.check]\ninterval = \"200ms\"\n";
     let service = "[[service]]\nname = \"web\"\nlisten = \"203.0.113.10:80\"\n";
@@ -476,7 +500,7 @@ fn what_is_said_about_bad_files() {
         };
         assert_eq!(said, expected.trim_end_matches('\n'), "{title}");
     }
-    assert_eq!(cases, 68);
+    assert_eq!(cases, 70);
 }
 
 #[test]
@@ -487,8 +511,8 @@ fn a_fault_fits_into_one_line_too() {
     let errors = parse(&text).expect_err("two faults");
     let lines: Vec<String> = errors.lines().collect();
     let expected = [
-        "lb.toml:59: `port` must be 1 to 65535, not 0",
-        "lb.toml:68: unknown key `wieght`",
+        "lb.toml:62: `port` must be 1 to 65535, not 0",
+        "lb.toml:71: unknown key `wieght`",
     ];
     assert_eq!(lines, expected);
 }

@@ -17,17 +17,11 @@ pub(super) struct Keys {
 pub(super) const FILE: Keys = Keys {
     place: "the file",
     header: "",
-    valid: &["node", "timeouts", "ha", "service"],
-    later: &[
-        (
-            "api",
-            "remove the section; `lb status --json` and the control socket give the figures",
-        ),
-        (
-            "firewall",
-            "remove the section, and filter in front of the balancer or on the backends",
-        ),
-    ],
+    valid: &["node", "timeouts", "api", "ha", "service"],
+    later: &[(
+        "firewall",
+        "remove the section, and filter in front of the balancer or on the backends",
+    )],
 };
 
 /// `[node]`
@@ -61,6 +55,24 @@ pub(super) const TIMEOUTS: Keys = Keys {
         "udp_unanswered",
     ],
     later: &[],
+};
+
+/// What there is instead of the API over the network.
+const LOCAL_API: &str =
+    "remove the key; the control socket has the JSON API, and `metrics_listen` the metrics";
+
+/// `[api]`
+pub(super) const API: Keys = Keys {
+    place: "[api]",
+    header: "[api]",
+    valid: &["metrics_listen"],
+    later: &[
+        ("listen", LOCAL_API),
+        ("cert", LOCAL_API),
+        ("key", LOCAL_API),
+        ("client_ca", LOCAL_API),
+        ("read_only", LOCAL_API),
+    ],
 };
 
 /// `[ha]`
@@ -144,7 +156,9 @@ pub(super) const BACKEND: Keys = Keys {
 /// The header of the section where a key belongs that is unknown elsewhere, if
 /// there is but one.
 pub(super) fn home(key: &str) -> Option<&'static str> {
-    let sections = [&NODE, &TIMEOUTS, &HA, &HA_SYNC, &SERVICE, &CHECK, &BACKEND];
+    let sections = [
+        &NODE, &TIMEOUTS, &API, &HA, &HA_SYNC, &SERVICE, &CHECK, &BACKEND,
+    ];
     let mut homes = sections
         .into_iter()
         .filter(|keys| keys.valid.contains(&key));

@@ -7,7 +7,7 @@ mod sync;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use super::report::Found;
 use super::section::{At, Section, parsed};
 use super::value;
 use super::words::{CheckKind, Forward, OnDown, Protocol, XdpMode};
-use super::{Backend, Config, Node, Service, Timeouts, TunnelSources};
+use super::{Api, Backend, Config, Node, Service, Timeouts, TunnelSources};
 use crate::schedule::Scheduler;
 
 /// The most interfaces one balancer may have.
@@ -29,6 +29,9 @@ const MAX_INTERFACES: usize = 64;
 const FLOWS: RangeInclusive<u32> = 1..=100_000_000;
 const SERVICES: RangeInclusive<u32> = 1..=65_536;
 const BACKENDS: RangeInclusive<u32> = 1..=1_048_576;
+
+/// Where metrics are told if nothing else is said: to this host alone.
+const METRICS_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9100);
 
 /// How long a client may keep its backend: what is counted in kernel ticks
 /// must stay well below 2^31 of them.
@@ -63,12 +66,14 @@ pub(super) fn config(host: &str, text: &str) -> Result<Config, Found> {
     let root = Section::new(&keys::FILE, root.get_ref(), 0..0, &mut found);
     let node = node(&root, host, &mut found);
     let timeouts = timeouts(&root, &mut found);
+    let api = api(&root, &mut found);
     let services = services(&root, node.as_ref(), &mut found);
     let ha = ha::ha(&root, &services, &mut found);
     match node {
         Some(node) if found.is_empty() => Ok(Config {
             node,
             timeouts,
+            api,
             ha,
             services,
         }),
@@ -132,6 +137,16 @@ fn timeouts(root: &Section<'_>, found: &mut Found) -> Timeouts {
         udp: timeout("udp", default.udp),
         udp_unanswered: timeout("udp_unanswered", default.udp_unanswered),
     }
+}
+
+/// `[api]`
+fn api(root: &Section<'_>, found: &mut Found) -> Option<Api> {
+    const KEY: &str = "metrics_listen";
+    let section = root.section("api", &keys::API, found)?;
+    let written = section.parsed(KEY, found, |text| value::own_socket(KEY, text));
+    Some(Api {
+        metrics_listen: written.map_or(METRICS_LISTEN, |at| at.value),
+    })
 }
 
 /// The prefixes of tunnels: at most one for each family, else the default.

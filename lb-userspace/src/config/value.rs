@@ -146,6 +146,23 @@ pub fn listening(key: &'static str, text: &str) -> Result<SocketAddr, Fault> {
     }
 }
 
+/// Where this host is asked for something, perhaps by itself alone.
+///
+/// # Errors
+/// If it is not an address with a port, or none that a host can have.
+pub fn own_socket(key: &'static str, text: &str) -> Result<SocketAddr, Fault> {
+    match listening(key, text) {
+        Err(Fault::UnusableAddress {
+            why: Unusable::Loopback,
+            ..
+        }) => match text.parse::<SocketAddr>() {
+            Ok(own) if own.port() != 0 => Ok(own),
+            Ok(_) | Err(_) => Err(Fault::PortZero { key }),
+        },
+        judged => judged,
+    }
+}
+
 /// A host, by its address alone.
 ///
 /// # Errors

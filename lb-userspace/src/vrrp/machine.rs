@@ -340,6 +340,9 @@ impl State {
         }
     }
 
+    /// Every [`Self::word`].
+    pub const WORDS: [&'static str; 4] = ["initialize", "backup", "active", "leaving"];
+
     /// The word for it in tables, JSON and metrics.
     pub const fn word(&self) -> &'static str {
         match self {

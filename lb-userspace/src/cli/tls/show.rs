@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use anyhow::bail;
 use clap::Args;
 use humantime::format_rfc3339_seconds;
 use serde::Serialize;
@@ -68,12 +69,17 @@ impl Show {
 
 /// The certificates that a configuration names.
 fn named(config: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let sync = config::load(config)?.ha.and_then(|ha| ha.sync);
-    let files = sync.map(|sync| vec![sync.files.cert, sync.files.ca]);
-    files.ok_or_else(|| {
+    let parsed = config::load(config)?;
+    let files: Vec<PathBuf> = parsed
+        .certificates()
+        .into_iter()
+        .map(Path::to_owned)
+        .collect();
+    if files.is_empty() {
         let config = config.display();
-        anyhow::anyhow!("{config} names no certificates; name files: `lb tls show FILE`")
-    })
+        bail!("{config} names no certificates; name files: `lb tls show FILE`");
+    }
+    Ok(files)
 }
 
 fn form(file: &Path, facts: Facts, now: SystemTime) -> Shown {
