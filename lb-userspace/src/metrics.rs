@@ -24,7 +24,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use crate::config::Config;
-use crate::controller::Controller;
+use crate::controller::{Controller, Pair};
 use crate::tls::Facts;
 use crate::vrrp::machine;
 
@@ -62,7 +62,7 @@ impl Snapshot {
     /// If the kernel's counters cannot be read.
     pub fn of(controller: &Controller) -> anyhow::Result<Self> {
         let census = controller.census();
-        let pair = controller.pair.as_ref().map(|pair| pair.status());
+        let pair = controller.pair.as_ref().map(Pair::status);
         Ok(Self {
             version: env!("CARGO_PKG_VERSION"),
             flows: census.half_open + census.established + census.closed,
