@@ -216,7 +216,7 @@ pub fn of_backend(memory: &impl Memory, key: &FlowKey, flow: &mut Flow) -> bool 
 /// agree by chance, happens to one connection in 10^12.
 const LOOKED_BEHIND: u32 = 2;
 
-#[inline(never)]
+#[inline(always)]
 fn look(memory: &impl Memory, bucket: u32, hash: Hash, key: &FlowKey, flow: &mut Flow) -> bool {
     let Some(tags) = memory.tags(bucket) else {
         return false;

@@ -11,11 +11,14 @@
 //! - A sender whose packet goes no further is told why ([`tell`]).
 
 use lb_common::Verdict;
-use lb_common::abi::ICMP;
+use lb_common::abi::{Flow, FlowKey, ICMP};
 
+use crate::connections;
 use crate::packet::{Ethernet, Icmp, Packet};
 use crate::parse::Part;
+use crate::rewrite;
 use crate::room::Room;
+use crate::route;
 use crate::tables::Tables;
 
 mod echo;
@@ -47,7 +50,7 @@ mod v6 {
 }
 
 /// A packet of ICMP or ICMPv6.
-#[inline(never)]
+#[inline(always)]
 pub fn receive(
     packet: &mut impl Packet,
     tables: &impl Tables,
@@ -92,4 +95,26 @@ fn to_many(packet: &mut impl Packet) -> bool {
         Ok(ethernet) => ethernet.dst[0] & GROUP != 0,
         Err(_) => true,
     }
+}
+
+/// The functions of the main path once more: there they are inlined for speed, here
+/// they are calls, so that neither the program nor its stack grows with each use.
+#[inline(never)]
+fn of_client(tables: &impl Tables, key: &FlowKey, flow: &mut Flow) -> bool {
+    connections::of_client(tables, key, flow)
+}
+
+#[inline(never)]
+fn of_backend(tables: &impl Tables, key: &FlowKey, flow: &mut Flow) -> bool {
+    connections::of_backend(tables, key, flow)
+}
+
+#[inline(never)]
+fn route(packet: &impl Packet, tables: &impl Tables, room: &mut Room) -> Result<Verdict, Verdict> {
+    route::route(packet, tables, room)
+}
+
+#[inline(never)]
+fn rewrite(packet: &mut impl Packet, tables: &impl Tables, room: &mut Room) -> Result<(), Verdict> {
+    rewrite::rewrite(packet, tables, room)
 }

@@ -27,12 +27,14 @@ use crate::kernel::packet::XdpPacket;
 
 /// Entry for every frame that the interface receives.
 #[xdp]
+#[inline(always)]
 pub fn lb(ctx: XdpContext) -> u32 {
     run(&ctx, XdpPacket::<false>(&ctx))
 }
 
 /// The same for frames that may be in pieces.
 #[xdp(frags)]
+#[inline(always)]
 pub fn lb_frags(ctx: XdpContext) -> u32 {
     run(&ctx, XdpPacket::<true>(&ctx))
 }

@@ -144,7 +144,7 @@ impl Parsed {
 }
 
 /// Reads the headers up to the ports.
-#[inline(never)]
+#[inline(always)]
 pub fn parse(packet: &mut impl Packet, parsed: &mut Parsed) -> Result<(), Verdict> {
     parsed.part = Part::Whole;
     parsed.renewed = 0;

@@ -79,7 +79,7 @@ fn make_room(
     shift(packet, mode, parsed, ip, way.direct != 0)
 }
 
-#[inline(never)]
+#[inline(always)]
 fn shift(
     packet: &mut impl Packet,
     mode: u8,
@@ -146,7 +146,7 @@ fn link(packet: &mut impl Packet, parsed: &Parsed, way: &Way) -> Result<(), Verd
 }
 
 /// Writes the tags and the type of what will follow them.
-#[inline(never)]
+#[inline(always)]
 fn write_type(packet: &mut impl Packet, parsed: &Parsed, way: &Way) -> Result<(), Verdict> {
     let is_v4 = match way.wrapping {
         0 => parsed.family == Family::V4,

@@ -24,7 +24,10 @@
 //! Once a second a flow's entry is stamped.
 //!
 //! What is not needed for a packet of a known flow stands in functions of its
-//! own (`inline(never)`): the known path stays short.
+//! own (`inline(never)`): the known path stays short. What it needs is inlined as far
+//! as the verifier bears it: where the kernel guards returns against speculation (Zen's
+//! "safe RET"), each call costs about 7 ns, which is a tenth of such a packet
+//! (docs/cost.md).
 
 use lb_common::abi::backend::{REHASH, RESET as GONE, USED};
 use lb_common::abi::{Flow, FlowKey, Life, NOBODY, Party, TCP, forward, role, sieve, tag};
@@ -170,9 +173,8 @@ enum Found {
     Flow,
 }
 
-/// Looks for the packet's connection. Not inlined: what it found is all that the
-/// verifier is to remember of the search.
-#[inline(never)]
+/// Looks for the packet's connection.
+#[inline(always)]
 fn find(tables: &impl Tables, key: &FlowKey, flow: &mut Flow) -> Found {
     let may_ask = tables.may_have(sieve::SERVICES, &key.dst, key.dst_port);
     if may_ask && connections::of_client(tables, key, flow) {

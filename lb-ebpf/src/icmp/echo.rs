@@ -19,6 +19,7 @@ use crate::tables::{Tables, is_service_address};
 /// The TTL of what is sent from here.
 const TTL: u8 = 64;
 
+#[inline(never)]
 pub(super) fn answer(
     packet: &mut impl Packet,
     tables: &impl Tables,

@@ -6,15 +6,14 @@ use lb_common::{Address, Be16, Verdict};
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use network_types::udp::UdpHdr;
 
-use crate::connections;
 use crate::guard;
 use crate::packet::{Icmp, Packet, Ports, Tcp};
 use crate::parse::{self, Family, Parsed, extension};
-use crate::rewrite::{self, nat};
+use crate::rewrite::nat;
 use crate::room::{Quoted, Room};
-use crate::route;
 use crate::tables::{Tables, endpoint};
 
+#[inline(never)]
 pub(super) fn carry(
     packet: &mut impl Packet,
     tables: &impl Tables,
@@ -25,11 +24,11 @@ pub(super) fn carry(
     room.parsed.sound(packet.length()).map_err(untold)?;
     address(room);
     room.max_mss = 0;
-    let verdict = route::route(packet, tables, room).map_err(untold)?;
+    let verdict = super::route(packet, tables, room).map_err(untold)?;
     if !room.flow.one_way() {
         translate(packet, room)?;
     }
-    rewrite::rewrite(packet, tables, room)?;
+    super::rewrite(packet, tables, room)?;
     Ok(verdict)
 }
 
@@ -154,7 +153,7 @@ fn find(tables: &impl Tables, room: &mut Room) -> Result<(), Verdict> {
         ..
     } = room;
     let key = &quoted.answers;
-    if connections::of_client(tables, key, flow) || connections::of_backend(tables, key, flow) {
+    if super::of_client(tables, key, flow) || super::of_backend(tables, key, flow) {
         whose.flow(flow);
         return Ok(());
     }

@@ -13,7 +13,6 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use super::tell::{self, Message};
 use super::{error, v4, v6};
-use crate::connections;
 use crate::guard;
 use crate::packet::{Ethernet, Icmp, Packet, Ports};
 use crate::parse::{Family, Parsed};
@@ -43,7 +42,7 @@ pub(super) fn carry(
     let mtu = mtu(packet, &room.parsed)?;
     let available = room.parsed.ip + room.parsed.ip_length - room.quoted.ip;
     assume(room);
-    let verdict = route::route(packet, tables, room).map_err(error::untold)?;
+    let verdict = super::route(packet, tables, room).map_err(error::untold)?;
     room.query.mtu = mtu;
     room.way.wrapping = wrapping;
     write(packet, room, mtu != 0, available)?;
@@ -139,7 +138,7 @@ fn find(tables: &impl Tables, room: &mut Room) -> Result<(), Verdict> {
         whose,
         ..
     } = room;
-    if !connections::of_client(tables, &quoted.answers, flow)
+    if !super::of_client(tables, &quoted.answers, flow)
         || flow.forward() != forward::TUNNEL
         || flow.dst != quoted.packet.dst
     {

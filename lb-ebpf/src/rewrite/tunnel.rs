@@ -86,7 +86,7 @@ fn inside(parsed: &Parsed) -> u8 {
 
 /// Writes the outer header, for which there is room in front of the packet, word by
 /// word: the compiler would put it together on the stack, byte by byte.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn wrap(
     packet: &mut impl Packet,
     tables: &impl Tables,
