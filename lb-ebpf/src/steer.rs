@@ -588,7 +588,7 @@ fn look(tables: &impl Tables, key: &FlowKey, draft: &mut Draft) -> bool {
     let (state, version) = connections::stands(entry);
     // In this order: a packet that is noted in between is not ahead of the time.
     let seen = entry.seen.load();
-    let silent = tables.now().wrapping_sub(seen);
+    let silent = since(tables.now(), seen);
     let over = ended(state) && silent >= ports.rest || silent >= tables.settings().idle_ticks;
     let half_open = state & ESTABLISHED == 0 && !ended(state);
     let waited = (silent >> (tables.settings().stamp_shift.saturating_sub(4) & 31)).wrapping_add(1);
@@ -600,6 +600,14 @@ fn look(tables: &impl Tables, key: &FlowKey, draft: &mut Draft) -> bool {
         ports.waited = waited;
     }
     over
+}
+
+/// How many ticks ago that was. The controller, whose clock is an estimate, may have
+/// noted a time that is still to come: then none.
+#[inline(always)]
+const fn since(now: u32, then: u32) -> u32 {
+    let ago = now.wrapping_sub(then);
+    if ago > u32::MAX / 2 { 0 } else { ago }
 }
 
 /// Takes what was found, from whoever has it.

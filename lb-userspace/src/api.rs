@@ -127,8 +127,11 @@ async fn ha(State(shared): State<Shared>) -> Answer<types::Ha> {
     Ok(Json(view::ha(&*shared.controller.lock().await)?))
 }
 
-async fn yield_role(State(shared): State<Shared>) -> Answer<Changed> {
-    let message = shared.controller.lock().await.yield_role()?;
+async fn yield_role(
+    State(shared): State<Shared>,
+    Json(types::Yield { force }): Json<types::Yield>,
+) -> Answer<Changed> {
+    let message = shared.controller.lock().await.yield_role(force)?;
     Ok(Json(Changed {
         message,
         backend: None,

@@ -12,7 +12,7 @@ mod serve;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use lb_common::Verdict;
 use prometheus_client::collector::Collector;
@@ -21,7 +21,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 
 use crate::config::Config;
 use crate::controller::{Controller, Pair};
@@ -51,6 +51,9 @@ pub struct Snapshot {
     pub ha_state: &'static str,
     /// How often this node has become active or stopped being so.
     pub ha_transitions: Option<u64>,
+    /// How far the other node is behind with this one's connections, where it is told of
+    /// them.
+    pub sync_lag: Option<Duration>,
     /// When each certificate expires: the first of those in a file.
     pub certificates: Vec<(PathBuf, SystemTime)>,
 }
@@ -70,6 +73,9 @@ impl Snapshot {
             verdicts: controller.dataplane.verdicts()?,
             ha_state: pair.as_ref().map_or(STANDALONE, |pair| pair.state.word()),
             ha_transitions: pair.map(|pair| pair.transitions),
+            sync_lag: (controller.pair.as_ref())
+                .and_then(Pair::sync)
+                .map(|view| view.lag()),
             certificates: Vec::new(),
         })
     }
@@ -151,7 +157,14 @@ impl Snapshot {
         let help = "How often this node has become active or stopped being so";
         let descriptor =
             encoder.encode_descriptor("ha_transitions", help, None, MetricType::Counter)?;
-        ConstCounter::new(transitions).encode(descriptor)
+        ConstCounter::new(transitions).encode(descriptor)?;
+        let Some(lag) = self.sync_lag else {
+            return Ok(());
+        };
+        let help = "The age of the oldest change of connections that the other node has not acknowledged; 0 if there is none, or this node does not forward";
+        let unit = Some(&Unit::Seconds);
+        let descriptor = encoder.encode_descriptor("sync_lag", help, unit, MetricType::Gauge)?;
+        ConstGauge::new(lag.as_secs_f64()).encode(descriptor)
     }
 
     fn expiries(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

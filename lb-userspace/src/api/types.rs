@@ -333,6 +333,14 @@ pub struct Drain {
     pub deadline_ms: Option<u64>,
 }
 
+/// `POST /v1/ha/yield`
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Yield {
+    /// Even if the other node is not heard, or does not know all connections.
+    pub force: bool,
+}
+
 /// `POST /v1/services/S/backends`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AddBackend {

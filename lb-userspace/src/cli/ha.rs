@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use super::output::{BAD, GOOD, NOTABLE, PLAIN, fields, styled};
 use super::{Context, Json, units};
 use crate::api::client::Resource;
-use crate::api::types::{Changed, Ha as Answer};
+use crate::api::types::{self, Changed, Ha as Answer};
 
 /// Show the pair, or hand over
 #[derive(Debug, Subcommand)]
@@ -34,8 +34,12 @@ pub(super) struct Status {
 /// Hand over to the other node, and stay passive until that one is gone or yields
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  lb ha yield             before this host is taken out of service")]
+  lb ha yield             before this host is taken out of service
+  lb ha yield --force     even if the other node is not known to be ready")]
 pub(super) struct Yield {
+    /// Even if the other node is not heard, or does not know all connections
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     json: Json,
 }
@@ -49,9 +53,12 @@ impl Ha {
                     .screen
                     .result(json, &answer, |answer, _| text(answer))?)
             }
-            Self::Yield(Yield { json }) => {
+            Self::Yield(Yield { force, json }) => {
                 let resource = Resource::new(["ha", "yield"]);
-                let answer: Changed = context.client.post(&resource, &()).await?;
+                let answer: Changed = context
+                    .client
+                    .post(&resource, &types::Yield { force })
+                    .await?;
                 let said = |answer: &Changed, _| format!("{}\n", answer.message);
                 Ok(context.screen.result(json, &answer, said)?)
             }

@@ -52,6 +52,9 @@ const QUEUE: usize = 256;
 /// over without.
 const READY_LIMIT: Duration = Duration::from_secs(30);
 
+/// A node that lags by more than this is not handed over to.
+const MOST_LAG: Duration = Duration::from_secs(1);
+
 /// Two active nodes are told of again after this long.
 const RIVAL_AGAIN: Duration = Duration::from_secs(10);
 
@@ -357,7 +360,11 @@ impl Controller {
     }
 
     /// Hands over to the other node on purpose.
-    pub fn yield_role(&mut self) -> Result<String, Refusal> {
+    ///
+    /// # Errors
+    /// If it is not this node's to give, or, unless that is to be so, if the other one
+    /// is not there to take it, or would lose connections.
+    pub fn yield_role(&mut self, force: bool) -> Result<String, Refusal> {
         let Some(pair) = &self.pair else {
             return Err(Refusal::Invalid(
                 "this node runs alone: its file has no section [ha]".into(),
@@ -368,6 +375,13 @@ impl Controller {
             return Err(Refusal::Invalid(format!(
                 "this node is not active but in state {}: run it on the other one",
                 state.word()
+            )));
+        }
+        if let Some(why) = pair.sync().and_then(|view| unfit_to_take_over(&view))
+            && !force
+        {
+            return Err(Refusal::Invalid(format!(
+                "{why}; see `lb ha status`, or hand over in any case with --force"
             )));
         }
         pair.driver.tell(Command::Yield);
@@ -382,7 +396,9 @@ impl Controller {
         let stopped = tokio::task::spawn_blocking(move || {
             pair.driver.stop();
             // Until then the other node is told of what still happens.
-            drop(pair.sync);
+            if let Some(sync) = pair.sync {
+                sync.part();
+            }
         });
         stopped.await.context("VRRP did not stop well")?;
         self.release_addresses().await
@@ -508,6 +524,25 @@ fn why_released(released: Released) -> String {
         }
         Released::Fault => "its interface is down".into(),
     }
+}
+
+/// Why the other node would not take over, or not without loss, if that is so.
+fn unfit_to_take_over(view: &View) -> Option<String> {
+    let Some(status) = view.status() else {
+        return Some("the other node is not heard, so nobody would take over".to_owned());
+    };
+    if status.role != Role::Backup {
+        return Some(format!(
+            "the other node is not waiting to take over, but in state {}",
+            status.role.word()
+        ));
+    }
+    if !view.telling.up || view.snapshots == 0 || view.lag() > MOST_LAG {
+        return Some(
+            "the other node does not know all connections yet, and they would be lost".to_owned(),
+        );
+    }
+    None
 }
 
 /// Keeps what a running daemon does not change of its part in a pair; gives whether

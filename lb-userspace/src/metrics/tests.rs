@@ -18,6 +18,7 @@ fn snapshot() -> Snapshot {
         verdicts,
         ha_state: "active",
         ha_transitions: Some(3),
+        sync_lag: Some(Duration::from_millis(1_500)),
         certificates: vec![
             ("/etc/lb/tls/node.crt".into(), at(4_000_000_000)),
             ("odd \"name\"\n\\.crt".into(), at(0)),
@@ -42,6 +43,7 @@ fn every_figure_has_its_name() {
         "lb_ha_state{state=\"backup\"} 0",
         "lb_ha_state{state=\"standalone\"} 0",
         "lb_ha_transitions_total 3",
+        "lb_sync_lag_seconds 1.5",
         "lb_certificate_expiry_timestamp_seconds{file=\"/etc/lb/tls/node.crt\"} 4000000000",
         "lb_certificate_expiry_timestamp_seconds{file=\"odd \\\"name\\\"\\n\\\\.crt\"} 0",
     ] {
@@ -61,6 +63,7 @@ fn what_there_is_not_is_left_out() {
     let text = Snapshot {
         ha_state: STANDALONE,
         ha_transitions: None,
+        sync_lag: None,
         certificates: Vec::new(),
         ..snapshot()
     }

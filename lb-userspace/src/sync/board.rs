@@ -102,6 +102,9 @@ pub struct View {
     pub ignored: u64,
     /// The session in which the peer is told.
     pub telling: Session,
+    /// Whether the peer has acknowledged the last words of this node, which has stopped
+    /// forwarding.
+    pub parted: bool,
     /// Changes that were told.
     pub told: u64,
     /// Whole snapshots that the peer has acknowledged.
@@ -157,6 +160,7 @@ impl Board {
                 counts: Counts::default(),
                 ignored: 0,
                 telling: session(),
+                parted: false,
                 told: 0,
                 snapshots: 0,
                 behind: 0,

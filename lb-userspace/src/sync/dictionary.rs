@@ -81,6 +81,7 @@ impl Dictionary {
             kind: u16::from(record.forward()),
             life: Life {
                 state: u32::from(record.state),
+                proof: record.proof,
                 ..Life::default()
             },
             ..Flow::default()

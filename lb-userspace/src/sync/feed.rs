@@ -14,7 +14,7 @@
 //! bucket that was found changed and has not been read yet.
 
 use lb_common::abi::{Flow, FlowKey, TCP, tag};
-use lb_common::flow::{ESTABLISHED, ended};
+use lb_common::flow::{ANSWERED, ESTABLISHED, ONE_WAY, ended};
 use lb_common::{Address, Be16};
 use lb_ebpf::{Memory, connections};
 
@@ -150,6 +150,43 @@ pub(super) fn established(memory: &impl Memory, place: u32) -> Option<(FlowKey, 
     connections::at(memory, place).filter(|(_, flow)| lives(flow.life.state))
 }
 
+/// The connection at this place, if its backend has answered and its client has not
+/// proved itself.
+fn half_open(memory: &impl Memory, place: u32) -> Option<(FlowKey, Flow)> {
+    let waits =
+        |state: u32| state & (ESTABLISHED | ONE_WAY) == 0 && state & ANSWERED != 0 && !ended(state);
+    if place % tag::WORDS == tag::own(place / tag::WORDS) {
+        return None;
+    }
+    let (state, _) = connections::stands(memory.connection(place)?);
+    if !waits(state) {
+        return None;
+    }
+    let found = connections::at(memory, place)?;
+    (waits(found.1.life.state) && found.0.protocol == u32::from(TCP)).then_some(found)
+}
+
+/// What is to be told, when a node stops forwarding, of connections that are just
+/// beginning: their clients' proofs go to the other node. From this bucket on, as much
+/// as fits; gives the bucket to go on with, or nothing if it was the last one.
+pub fn unfinished(memory: &impl Memory, from: u32, flows: &mut Flows) -> Option<u32> {
+    for bucket in from..memory.shape().tag_buckets {
+        if !has_room(flows) {
+            return Some(bucket);
+        }
+        let first = bucket * tag::WORDS;
+        let waiting = (first..first + tag::WORDS)
+            .filter_map(|place| Some((place, half_open(memory, place)?)));
+        flows
+            .there
+            .extend(waiting.map(|(place, (key, flow))| Record {
+                proof: flow.life.proof,
+                ..record(place, &key, &flow)
+            }));
+    }
+    None
+}
+
 /// How a flow is told of.
 fn record(place: u32, key: &FlowKey, flow: &Flow) -> Record {
     let ends = if key.src.is_v4() {
@@ -172,6 +209,7 @@ fn record(place: u32, key: &FlowKey, flow: &Flow) -> Record {
         ends,
         backend: host(&flow.dst),
         ports: ports.map(Be16::to_wire),
+        proof: 0,
     }
 }
 

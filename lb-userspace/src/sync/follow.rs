@@ -9,6 +9,11 @@
 //! What the active node says counts: an entry with the same ends and another backend,
 //! or one that has the port which the flow needs, gives way. When a whole snapshot has
 //! come, every established flow that was not in it goes, wherever it is from.
+//!
+//! A node that takes over begins to forward while the last words of the other are still
+//! under way ([`Follow::late`]): what they say of flows that it does not know it takes
+//! over as well. So a connection that began in the last moment is not lost, nor one that
+//! began with either of two nodes that had lost each other.
 
 use lb_common::abi::{Flow, FlowKey, tag};
 use lb_common::flow::twin_key;
@@ -133,10 +138,31 @@ impl Follow {
         for &place in &flows.gone {
             self.release(memory, place);
         }
-        for record in &flows.there {
+        // Those that are just beginning are for a node that forwards.
+        for record in flows.there.iter().filter(|record| !record.half_open()) {
             self.upsert(memory, dictionary, record, now);
         }
         true
+    }
+
+    /// Enters what this node, which forwards by now, does not know: what the other one
+    /// said while it stopped forwarding, or while both did. What is known stays as it is,
+    /// and nobody gives way.
+    pub fn late(&mut self, memory: &impl Memory, dictionary: &Dictionary, flows: &Flows, now: Now) {
+        for record in &flows.there {
+            let Some((key, mut flow)) = dictionary.flow(record) else {
+                self.counts.unknown += 1;
+                continue;
+            };
+            if connections::of_client(memory, &key, &mut Flow::default()) {
+                continue;
+            }
+            flow.life.seen = now.ticks;
+            match enter(memory, &key, &flow, now.stamp) {
+                Some(_) => self.counts.applied += 1,
+                None => self.counts.no_room += 1,
+            }
+        }
     }
 
     /// What the sender had at this place is no more.

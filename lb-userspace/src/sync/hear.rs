@@ -1,9 +1,9 @@
 //! A session in which the other node is heard.
 //!
 //! Each message has to be the next one, and is acknowledged when it has been dealt
-//! with. Flows are taken over while this node does not forward; what another one says
-//! that believes itself active as well is counted and ignored, and when that is over, a
-//! whole snapshot is asked for.
+//! with. Flows are followed while this node does not forward. While it does, those that
+//! it does not know are taken over, for they may be the last words of the one before, and
+//! the rest is ignored; when it forwards no longer, a whole snapshot is asked for.
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
@@ -24,7 +24,10 @@ struct Hearer<'a, S> {
     peer: Hello,
     /// This node's own.
     status: watch::Receiver<Status>,
+    /// Whether this node forwarded when its status was last looked at.
     acts: bool,
+    /// Something was not followed because this node forwarded.
+    missed: bool,
     theirs: Option<Status>,
     alike: Option<bool>,
     sequence: u64,
@@ -50,6 +53,7 @@ pub async fn hear<S: AsyncRead + AsyncWrite + Unpin>(
         peer,
         status,
         acts,
+        missed: false,
         theirs: None,
         alike: None,
         sequence: 0,
@@ -71,11 +75,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Hearer<'_, S> {
         loop {
             tokio::select! {
                 biased;
-                bytes = self.channel.next() => {
-                    let bytes = bytes?;
-                    heard = Instant::now();
-                    self.frame(&bytes).await?;
-                }
                 changed = self.status.changed() => {
                     changed.map_err(|_| Failure::Ended)?;
                     self.own_status_changed().await?;
@@ -86,6 +85,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Hearer<'_, S> {
                     if self.follow.counts.unknown > self.unknown {
                         self.again().await?;
                     }
+                }
+                bytes = self.channel.next() => {
+                    let bytes = bytes?;
+                    heard = Instant::now();
+                    self.frame(&bytes).await?;
                 }
                 () = sleep_until(heard + SILENCE) => return Err(Failure::silent()),
             }
@@ -105,8 +109,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Hearer<'_, S> {
             ));
         }
         self.sequence = expected;
-        // The role may have changed and not been looked at yet.
-        self.acts = self.status.borrow().role.acts();
         match frame.news {
             News::Status(status) => self.heard_status(status),
             News::SnapshotBegin { places, .. } => self.begin(places)?,
@@ -122,7 +124,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Hearer<'_, S> {
 
     fn begin(&mut self, places: u32) -> Result<(), Failure> {
         self.complete = false;
-        if self.acts {
+        if self.forwards() {
+            self.missed = true;
             return Ok(());
         }
         self.unknown = self.follow.counts.unknown;
@@ -137,17 +140,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Hearer<'_, S> {
     }
 
     fn flows(&mut self, flows: &Flows) -> Result<(), Failure> {
-        if self.acts {
-            self.local.board.lock().ignored += flows.len() as u64;
+        let dictionary = self.local.dictionary.borrow().clone();
+        let now = self.local.clock.now();
+        if self.forwards() {
+            self.missed = true;
+            self.local.board.lock().ignored += flows.gone.len() as u64;
             self.follow.leave();
+            (self.follow).late(&*self.local.table, &dictionary, flows, now);
             return Ok(());
         }
         if !self.follow.follows() {
             // Of a snapshot that began while this node forwarded: a new one is asked for.
             return Ok(());
         }
-        let dictionary = self.local.dictionary.borrow().clone();
-        let now = self.local.clock.now();
         if self
             .follow
             .apply(&*self.local.table, &dictionary, flows, now)
@@ -157,6 +162,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Hearer<'_, S> {
             let why = "a message is about a place that there is not";
             Err(Failure::Rejected(Rejected::Garbage, why.to_owned()))
         }
+    }
+
+    /// Whether this node forwards now; its status may not have been looked at yet.
+    fn forwards(&self) -> bool {
+        self.status.borrow().role.acts()
     }
 
     fn heard_status(&mut self, status: Status) {
@@ -206,7 +216,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Hearer<'_, S> {
         if self.acts {
             self.follow.leave();
             self.complete = false;
-        } else if acted {
+        } else if acted || std::mem::take(&mut self.missed) {
+            self.missed = false;
             self.again().await?;
         }
         self.note();

@@ -150,7 +150,7 @@ pub enum Host {
     V6([u8; 16]),
 }
 
-/// An established flow.
+/// A flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// Where it stands in its sender's table.
@@ -166,6 +166,8 @@ pub struct Record {
     /// The ports of the client, of the service, of the source towards the backend, and
     /// of the backend, as on the wire.
     pub ports: [[u8; 2]; 4],
+    /// Of one whose client has not proved itself: which acknowledgement would.
+    pub proof: u32,
 }
 
 impl Record {
@@ -184,6 +186,13 @@ impl Record {
         self.kind & TCP != 0
     }
 
+    /// Whether the backend has answered and the client's proof is still to come. Of such
+    /// there is word only when a node stops forwarding.
+    pub const fn half_open(&self) -> bool {
+        let state = self.state as u32;
+        state & ESTABLISHED == 0 && state & ANSWERED != 0 && self.is_tcp()
+    }
+
     /// Whether the data path could have had it.
     fn makes_sense(&self) -> bool {
         let state = u32::from(self.state);
@@ -192,7 +201,7 @@ impl Record {
             forward,
             forward::FULL_NAT | forward::NAT | forward::DSR | forward::TUNNEL
         ) && state & !TOLD == 0
-            && state & ESTABLISHED != 0
+            && (state & ESTABLISHED != 0 || self.half_open())
             && !ended(state)
             && (state & ONE_WAY != 0) == forward::one_way(forward)
     }
@@ -357,6 +366,7 @@ mod tests {
                 Host::V4([10, 0, 0, 1])
             },
             ports: [[200, 1], [0, 80], [200, 2], [31, 144]],
+            proof: 0,
         }
     }
 
@@ -369,7 +379,7 @@ mod tests {
 
     #[test]
     fn a_flow_of_ipv4_takes_less_than_thirty_bytes_and_a_full_message_fits() {
-        for (v6, most) in [(false, 29), (true, 65)] {
+        for (v6, most) in [(false, 30), (true, 66)] {
             let there = vec![record(v6); BATCH];
             let bytes = write_frame(&frame(Flows {
                 there,

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use lb_common::abi::ABI_VERSION;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -17,6 +18,12 @@ use crate::host;
 
 /// Words for people that may wait.
 const QUEUE: usize = 64;
+
+/// How long the last words may take.
+const PARTING: Duration = Duration::from_secs(1);
+
+/// From one look whether they have arrived to the next.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// The thread; it ends when this is dropped.
 pub struct Running {
@@ -99,6 +106,21 @@ impl Running {
             }
             differs
         });
+    }
+}
+
+impl Running {
+    /// Ends it, for a node that forwards no longer: as soon as the other node has its
+    /// last words, or [`PARTING`] is over, or there is nobody to have them. Blocks.
+    pub fn part(self) {
+        let end = Instant::now() + PARTING;
+        loop {
+            let view = self.view();
+            if !view.telling.up || view.parted || Instant::now() >= end {
+                return;
+            }
+            thread::sleep(LOOK);
+        }
     }
 }
 

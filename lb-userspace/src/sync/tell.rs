@@ -2,7 +2,10 @@
 //!
 //! It is told how this node is, at each change and each [`HEARTBEAT`], and, while this
 //! node forwards, of its flows: a snapshot, then what changes. Changed buckets are looked
-//! for every [`BUSY`] while there are some, and up to [`IDLE`] apart otherwise.
+//! for every [`BUSY`] while there are some, and up to [`IDLE`] apart otherwise. When it
+//! stops forwarding, it tells once more what has changed by then, and which connections
+//! are just beginning: these are its last words ([`Teller::last_words`]), for by now the
+//! other node forwards.
 //!
 //! **The bound.** No more than [`MOST_BYTES`] or [`MOST_FRAMES`] of flows are under way
 //! without being acknowledged, which means that they are in the other node's table. As
@@ -20,7 +23,7 @@ use tokio::time::{Instant, sleep_until};
 use super::Local;
 use super::board::{self, Rejected};
 use super::channel::{Channel, Failure, HEARTBEAT, SILENCE};
-use super::feed::{Feed, Filled};
+use super::feed::{self, Feed, Filled};
 use super::message::{Flows, Frame, News, Reply, Status, read_reply, write_frame};
 
 /// How many bytes of flows may be under way, about: a message more at the most.
@@ -28,6 +31,10 @@ pub const MOST_BYTES: usize = 256 * 1024;
 
 /// How many messages of flows may be under way.
 pub const MOST_FRAMES: usize = 64;
+
+/// How many connections that are just beginning are told of among the last words: in a
+/// flood there may be any number.
+pub const MOST_UNFINISHED: usize = 65_536;
 
 /// From one look for changes to the next while there are some.
 pub const BUSY: Duration = Duration::from_millis(2);
@@ -67,6 +74,8 @@ struct Teller<'a, S> {
     sent: VecDeque<Sent>,
     bytes: usize,
     snapshot: Snapshot,
+    /// Whether this node forwarded when the other was last told how it is.
+    acts: bool,
     /// When the buckets that are being read were found to have changed.
     found: Instant,
     heard: Instant,
@@ -92,6 +101,7 @@ pub async fn tell<S: AsyncRead + AsyncWrite + Unpin>(
         sent: VecDeque::new(),
         bytes: 0,
         snapshot: Snapshot::Off,
+        acts: false,
         found: now,
         heard: now,
         next_status: now,
@@ -113,9 +123,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Teller<'_, S> {
             if self.heard.elapsed() >= SILENCE {
                 return Err(Failure::silent());
             }
+            let acted = self.acts;
             self.tell_status().await?;
-            let acts = self.status.borrow().role.acts();
+            let acts = self.acts;
             if !acts {
+                if acted && self.snapshot != Snapshot::Off {
+                    self.last_words().await?;
+                }
                 self.snapshot = Snapshot::Off;
             } else if self.snapshot == Snapshot::Off {
                 self.begin_snapshot().await?;
@@ -148,6 +162,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Teller<'_, S> {
         self.next_status = now + HEARTBEAT;
         let mut status = *self.status.borrow_and_update();
         status.behind = self.behind();
+        self.acts = status.role.acts();
         self.send(News::Status(status)).await.map(drop)
     }
 
@@ -197,6 +212,34 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Teller<'_, S> {
             while let Some(reply) = self.channel.next().now_or_never() {
                 self.reply(&reply?).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// Tells everything that there still is to be told, whatever is under way.
+    async fn last_words(&mut self) -> Result<(), Failure> {
+        let local = self.local;
+        let table = &local.table;
+        loop {
+            let mut flows = Flows::default();
+            let take = |changed: &mut Vec<u32>| {
+                table.take_changed(usize::MAX, |bucket| changed.push(bucket));
+            };
+            let filled = self.feed.fill(&**table, take, &mut flows);
+            self.send_flows(flows).await?;
+            if filled == Filled::Done {
+                break;
+            }
+        }
+        let mut next = Some(0);
+        let mut told = 0;
+        while let Some(from) = next
+            && told < MOST_UNFINISHED
+        {
+            let mut flows = Flows::default();
+            next = feed::unfinished(&**table, from, &mut flows);
+            told += flows.len();
+            self.send_flows(flows).await?;
         }
         Ok(())
     }
@@ -283,6 +326,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Teller<'_, S> {
         };
         let since = [sent, unread, snapshot].into_iter().flatten().min();
         let mut view = self.local.board.lock();
+        view.parted = !acts && self.sent.is_empty();
         view.behind = self.behind();
         view.behind_since = match (acts, self.snapshot) {
             (false, _) => None,

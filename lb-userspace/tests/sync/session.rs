@@ -1,11 +1,13 @@
 //! Sessions over a stream in memory: with another node, and with somebody who does what
 //! no node does.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
 use fastrand::Rng;
 use futures_util::{SinkExt as _, StreamExt as _};
+use lb_common::abi::TCP;
 use lb_common::flow::{ANSWERED, ESTABLISHED};
 use lb_userspace::sync::board::{Rejected, Word};
 use lb_userspace::sync::channel::{Channel, Failure, SILENCE};
@@ -99,7 +101,7 @@ async fn who_is_passive_tells_no_flows_and_lets_the_other_be_ready() {
 }
 
 #[tokio::test]
-async fn of_two_that_forward_each_keeps_its_own_and_who_gives_way_gets_all() {
+async fn of_two_that_forward_each_learns_of_the_others_and_who_gives_way_has_those_alone() {
     let (stays, gives_way) = (Peer::new("a", 1, 100, 0), Peer::new("b", 2, 100, 5));
     stays.acts(Role::Active);
     gives_way.acts(Role::Active);
@@ -108,16 +110,72 @@ async fn of_two_that_forward_each_keeps_its_own_and_who_gives_way_gets_all() {
         stays.node.begin(&mut rng, UP);
         gives_way.node.begin(&mut rng, UP);
     }
-    let own = gives_way.node.facts();
+    let mut both = gives_way.node.facts();
+    // What it knows itself it keeps, as it is.
+    let theirs = stays.node.facts();
+    both.extend(
+        theirs
+            .iter()
+            .filter(|(key, _)| !both.contains_key(key))
+            .map(|(key, fact)| (*key, fact.clone()))
+            .collect::<Vec<_>>(),
+    );
     let _session = session(&stays, &gives_way);
-    until("they are ignored", || gives_way.view().ignored >= 300).await;
-    assert_eq!(gives_way.node.facts(), own);
+    until("it knows both", || gives_way.node.facts() == both).await;
+    for place in 0..1_600 {
+        stays.node.remove(place);
+    }
+    until("that some have gone is ignored", || {
+        gives_way.view().ignored >= 100
+    })
+    .await;
+    assert_eq!(gives_way.node.facts(), both);
     gives_way.acts(Role::Backup);
     until("they are alike", || {
         stays.node.facts() == gives_way.node.facts()
     })
     .await;
     until("it is ready", || gives_way.view().ready).await;
+}
+
+#[tokio::test]
+async fn the_last_words_of_a_node_that_stops_forwarding_reach_the_one_that_has_begun_to() {
+    let (before, after) = (Peer::new("a", 1, 400, 0), Peer::new("b", 2, 400, 5));
+    before.acts(Role::Active);
+    let mut rng = Rng::with_seed(5);
+    for _ in 0..300 {
+        before.node.begin(&mut rng, UP);
+    }
+    let _session = session(&before, &after);
+    until("it is ready", || after.view().ready).await;
+    // All of it before anybody can look.
+    after.acts(Role::Active);
+    for _ in 0..200 {
+        before.node.begin(&mut rng, UP);
+        before.node.begin(&mut rng, ANSWERED);
+        before.node.begin(&mut rng, 0);
+    }
+    before.acts(Role::Backup);
+    until("the last words have arrived", || before.view().parted).await;
+    assert_eq!(before.node.facts(), after.node.facts());
+    // Those that the client has still to prove: of TCP, where answers are seen.
+    let waiting = |peer: &Peer| {
+        let all: Vec<_> = peer.node.table.all().collect();
+        all.into_iter()
+            .filter(|(key, flow, established)| {
+                !established && flow.life.state == ANSWERED && key.protocol == u32::from(TCP)
+            })
+            .map(|(key, flow, _)| (key, flow.life.proof, flow.src_port))
+            .collect::<BTreeSet<_>>()
+    };
+    assert!(!waiting(&before).is_empty());
+    assert_eq!(waiting(&before), waiting(&after));
+    let unproved = after
+        .node
+        .table
+        .all()
+        .filter(|(_, _, established)| !established);
+    assert_eq!(unproved.count(), waiting(&after).len(), "and no others");
 }
 
 #[tokio::test]

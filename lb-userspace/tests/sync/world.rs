@@ -166,6 +166,7 @@ impl Node {
             kind: u16::from(forward),
             life: Life {
                 state: if one_way { state | ONE_WAY } else { state },
+                proof: client.wrapping_mul(7),
                 ..Life::default()
             },
             ..Flow::default()
