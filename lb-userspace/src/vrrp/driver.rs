@@ -494,14 +494,16 @@ impl Work {
             let word = self.state.word();
             let (state, actions) = step(&self.settings.machine, self.state, event, at);
             self.state = state;
-            let mut sent = false;
-            for action in actions {
-                sent |= self.act(action);
-            }
+            // Before anybody is told: who is told looks at the state, and at once.
             let mut status = lock(&self.status);
             status.state = state;
             if state.word() != word {
                 status.since = SystemTime::now();
+            }
+            drop(status);
+            let mut sent = false;
+            for action in actions {
+                sent |= self.act(action);
             }
             if sent {
                 next = Some((Event::Sent { at }, now()));
