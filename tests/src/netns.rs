@@ -9,12 +9,13 @@
 //!        10.9.0.0/24, fd09::/64                fd09::/64                   fd09:1::/64
 //! ```
 //!
-//! In a [`Net::routed`] the client is elsewhere, beyond two [`Routers`].
+//! In a [`Net::routed`] the client is elsewhere, beyond two [`Routers`]. In a
+//! [`Net::paired`] there is another place for a balancer beside the first one.
 //!
 //! The bridges are in the switch's namespace. What the balancer sends with
 //! `XDP_TX` or a redirect arrives at a veth only if the receiving end has an XDP
-//! program too, so a second `lb run`, without services, is attached to the
-//! switch's ends of the balancer's cables: it passes everything.
+//! program too, so another `lb run`, without services, is attached to the
+//! switch's ends of a balancer's cables: it passes everything.
 //!
 //! Everything on the host is named `lbt-PID-NUMBER-NAME`: a [`Net`] takes it away
 //! when it is dropped, and `cargo xtask` what a killed test has left. Only the
@@ -44,11 +45,14 @@ mod flood;
 mod http;
 mod icmp;
 mod keepalived;
+mod owners;
+mod pair;
 mod routers;
 mod service;
 mod several;
 mod snapshot;
 mod stage;
+mod steady;
 mod udp;
 mod unwrap;
 mod wire;
@@ -78,11 +82,14 @@ pub use flood::{Flood, Flooded, Handshakes};
 pub use http::{Answer, Connection, HttpBackend, PATIENCE, Seeded, ask, tally};
 pub use icmp::{Ear, Heard, ping};
 pub use keepalived::Keepalived;
+pub use owners::{Answered, Asked, EVERY, Owners};
+pub use pair::{Hand, Pair, Setting};
 pub use routers::Routers;
 pub use service::{CALM, SWIFT, Service, UNCHECKED};
 pub use several::{open, shares, still_there};
 pub use snapshot::{Snapshot, differences, lasting_differences, snapshot};
 pub use stage::Stage;
+pub use steady::{Seen, Steady};
 pub use udp::{UdpEcho, ask_udp, mirrored};
 pub use unwrap::Unwrapper;
 pub use wire::{Capture, Wire};
@@ -142,8 +149,18 @@ pub struct Net {
     pub backends: [Host; 3],
     /// Those between the client and the balancer, if it was built so.
     pub routers: Option<Routers>,
+    /// Where another balancer is to run, if it was built so.
+    pub second: Option<Host>,
     folder: TempDir,
-    passer: Option<Daemon>,
+    passers: Vec<Daemon>,
+}
+
+/// What a network has that most have not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extra {
+    Nothing,
+    Routers,
+    Second,
 }
 
 /// A host of the network: a network namespace. Clones are the same host.
@@ -161,15 +178,21 @@ pub struct Host {
 impl Net {
     /// Builds the network; needs root.
     pub fn new(arms: Arms) -> Result<Self> {
-        Self::lay(arms, false)
+        Self::lay(arms, Extra::Nothing)
     }
 
     /// Builds it with the client beyond two routers ([`Routers`]).
     pub fn routed(arms: Arms) -> Result<Self> {
-        Self::lay(arms, true)
+        Self::lay(arms, Extra::Routers)
     }
 
-    fn lay(arms: Arms, routed: bool) -> Result<Self> {
+    /// Builds it on one arm, with a place for a second balancer.
+    pub fn paired() -> Result<Self> {
+        Self::lay(Arms::One, Extra::Second)
+    }
+
+    fn lay(arms: Arms, extra: Extra) -> Result<Self> {
+        let routed = extra == Extra::Routers;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let id = format!("lbt-{}-{number}", process::id());
         let host = |name: &str, net: u16, last: u16| Host {
@@ -192,16 +215,17 @@ impl Net {
                 near: host("near", 0, 3),
                 far: host("far", 2, 0xfe),
             }),
+            second: (extra == Extra::Second).then(|| host("lb2", 0, 4)),
             folder: tempfile::Builder::new()
                 .prefix(&format!("{id}-"))
                 .tempdir()
                 .context("cannot make a folder for the network's files")?,
-            passer: None,
+            passers: Vec::new(),
             id,
             arms,
         };
         net.build()?;
-        net.passer = Some(Daemon::start_passer(&net)?);
+        net.passers = Daemon::start_passers(&net)?;
         Ok(net)
     }
 
@@ -284,8 +308,11 @@ impl Net {
         }
         // The balancer's stack forwards only packets whose next hop it must
         // resolve first; on one arm it would tell their sender a shorter way.
-        self.balancer.sysctl("ipv4/conf/all/send_redirects", "0")?;
-        self.balancer.sysctl("ipv4/conf/eth0/send_redirects", "0")
+        for host in self.balancers() {
+            host.sysctl("ipv4/conf/all/send_redirects", "0")?;
+            host.sysctl("ipv4/conf/eth0/send_redirects", "0")?;
+        }
+        Ok(())
     }
 
     /// Commands for `ip` that lay the cables and give addresses.
@@ -301,6 +328,7 @@ impl Net {
         let nearest = self.routers.as_ref().map(|routers| &routers.near);
         let nearest = nearest.unwrap_or(&self.client);
         let mut plugs = vec![(nearest, "eth0", "br0"), (&self.balancer, "eth0", "br0")];
+        plugs.extend(self.second.iter().map(|host| (host, "eth0", "br0")));
         plugs.extend(self.backends.iter().map(|host| (host, "eth0", beyond)));
         if self.arms == Arms::Two {
             plugs.push((&self.balancer, "eth1", "br1"));
@@ -336,10 +364,16 @@ impl Net {
         }
     }
 
+    /// Where balancers run.
+    fn balancers(&self) -> impl Iterator<Item = &Host> {
+        [&self.balancer].into_iter().chain(&self.second)
+    }
+
     fn hosts(&self) -> impl Iterator<Item = &Host> {
         let routers = self.routers.iter();
-        [&self.switch, &self.client, &self.balancer]
+        [&self.switch, &self.client]
             .into_iter()
+            .chain(self.balancers())
             .chain(&self.backends)
             .chain(routers.flat_map(|both| [&both.near, &both.far]))
     }
@@ -347,7 +381,7 @@ impl Net {
 
 impl Drop for Net {
     fn drop(&mut self) {
-        drop(self.passer.take());
+        self.passers.clear();
         take_away(&self.id, self.hosts());
     }
 }

@@ -84,19 +84,22 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// Starts one that passes everything, on the switch's ends of the
-    /// balancer's cables.
-    pub(super) fn start_passer(net: &Net) -> Result<Self> {
-        let mut daemon = Self::prepare(net, "sw", &net.switch, &[]);
-        let cables: Vec<String> = net
-            .interfaces()
-            .iter()
-            .map(|interface| socket(&net.balancer, interface))
-            .collect();
-        let names: Vec<&str> = cables.iter().map(String::as_str).collect();
-        fs::write(&daemon.config, daemon.node(&names))?;
-        daemon.restart()?;
-        Ok(daemon)
+    /// Starts those that pass everything, on the switch's ends of the balancers'
+    /// cables: one for each balancer, because it refuses two ports of one bridge.
+    pub(super) fn start_passers(net: &Net) -> Result<Vec<Self>> {
+        let passers = net.balancers().zip(["sw", "sw2"]).map(|(balancer, name)| {
+            let mut daemon = Self::prepare(net, name, &net.switch, &[]);
+            let cables: Vec<String> = net
+                .interfaces()
+                .iter()
+                .map(|interface| socket(balancer, interface))
+                .collect();
+            let names: Vec<&str> = cables.iter().map(String::as_str).collect();
+            fs::write(&daemon.config, daemon.node(&names))?;
+            daemon.restart()?;
+            Ok(daemon)
+        });
+        passers.collect()
     }
 
     /// A daemon that is not started yet and whose file is not written yet.

@@ -21,7 +21,7 @@ impl Net {
     pub fn with_mtu(arms: Arms, mtu: u32) -> Result<Self> {
         let mut net = Self::new(arms)?;
         // What passes everything does so for frames of one page only.
-        drop(net.passer.take());
+        net.passers.clear();
         fs::remove_dir_all(net.pins("sw")).context("cannot remove the switch's pins")?;
         for host in net.hosts().filter(|host| host.name != "sw") {
             let both = host.name == "lb" && net.arms == Arms::Two;
@@ -40,7 +40,7 @@ impl Net {
                 }
             }
         }
-        net.passer = Some(Daemon::start_passer(&net)?);
+        net.passers = Daemon::start_passers(&net)?;
         Ok(net)
     }
 

@@ -10,9 +10,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
 use rustix::net::netdevice::name_to_index;
-use rustix::net::{AddressFamily, SendFlags, SocketType, bind, sendto, socket};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketType, bind, recvfrom, sendto, socket,
+};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Host, wait_until};
@@ -47,13 +51,35 @@ impl Wire {
         Ok(Self { socket, end })
     }
 
-    /// The same, and it receives every frame, which nobody reads.
-    fn listening(interface: &str) -> Result<Self> {
+    /// The same, and it receives every frame, for whoever reads them.
+    pub(super) fn listening(interface: &str) -> Result<Self> {
         const EVERYTHING: u16 = 3_u16.to_be();
         let mut wire = Self::open(interface)?;
         wire.end.protocol = EVERYTHING;
         bind(&wire.socket, &wire.end)?;
         Ok(wire)
+    }
+
+    /// The next frame that came in, if one did: its first bytes in `buffer`.
+    pub(super) fn receive<'a>(&self, buffer: &'a mut [u8]) -> Result<Option<&'a [u8]>> {
+        match recvfrom(&self.socket, &mut *buffer, RecvFlags::DONTWAIT) {
+            Ok((length, _, _)) => Ok(Some(&buffer[..length])),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(None),
+            Err(error) => Err(error).context("cannot receive frames"),
+        }
+    }
+
+    /// Waits until a frame has come in, at most so long.
+    pub(super) fn wait(&self, at_most: Duration) -> Result<()> {
+        let timeout = Timespec {
+            tv_sec: 0,
+            tv_nsec: at_most.subsec_nanos().into(),
+        };
+        let mut awaited = [PollFd::new(&self.socket, PollFlags::IN)];
+        match poll(&mut awaited, Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error).context("cannot wait for frames"),
+        }
     }
 
     /// Sends a frame, link header first.
