@@ -57,9 +57,8 @@ impl Pair {
         let node = |number: usize| -> Result<Daemon> {
             let host = hosts(&net)?[number].clone();
             let mut daemon = Daemon::prepare(&net, &host.name, &host, &[]);
-            let text = daemon.node(&["eth0"])
-                + &section(setting, number)
-                + &text(&net, setting, service);
+            let text =
+                daemon.node(&["eth0"]) + &section(setting, number) + &text(&net, setting, service);
             fs::write(&daemon.config, text)?;
             daemon.restart()?;
             Ok(daemon)
@@ -120,6 +119,14 @@ impl Pair {
         Ok(infos.iter().any(|info| info["local"] == vip.as_str()))
     }
 
+    /// Whether the client sends what is for the service to this node.
+    pub fn client_reaches(&self, node: usize) -> Result<bool> {
+        let vip = self.service.ip().to_string();
+        let show = ["-j", "neighbour", "show", "dev", "eth0", "to", &vip];
+        let listed: Value = serde_json::from_str(&self.net.client.run("ip", &show)?)?;
+        Ok(listed[0]["lladdr"] == self.hosts()?[node].card("eth0")?.as_str())
+    }
+
     /// Gets a hand on a node's interface that acts at once.
     pub fn hand(&self, node: usize) -> Result<Hand> {
         Hand::on(self.hosts()?[node])
@@ -129,10 +136,10 @@ impl Pair {
     pub fn block_advertisements(&self) -> Result<()> {
         self.net.switch.run(
             "nft",
-            &[
-                "table bridge gate { chain forward { type filter hook forward priority 0; \
-                 ip protocol 112 drop; ip6 nexthdr 112 drop; } }",
-            ],
+            &["add table bridge gate; \
+                 add chain bridge gate forward { type filter hook forward priority 0; }; \
+                 add rule bridge gate forward ip protocol 112 drop; \
+                 add rule bridge gate forward ip6 nexthdr 112 drop"],
         )?;
         Ok(())
     }
