@@ -15,6 +15,7 @@ mod backend;
 mod check;
 mod completions;
 mod decap;
+mod doctor;
 mod drops;
 mod events;
 mod flows;
@@ -52,6 +53,7 @@ const EVERYWHERE: &str = "Options of every command";
     version,
     after_help = "Examples:
   lb check -c lb.toml                 is this configuration valid?
+  lb doctor -c lb.toml                is this host fit for it?
   lb run -c lb.toml                   run the balancer
   lb status                           how it is
   lb backend weight web web1 5        give web1 more of web's new connections
@@ -119,6 +121,7 @@ impl From<ColorWhen> for anstream::ColorChoice {
 enum Command {
     Run(run::Run),
     Check(check::Check),
+    Doctor(doctor::Doctor),
     #[command(flatten)]
     Request(Request),
     Decap(decap::Decap),
@@ -177,6 +180,7 @@ fn obey(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Run(run) => run.obey(control, color),
         Command::Check(check) => check.obey(&mut Screen::new(color)),
+        Command::Doctor(doctor) => doctor.obey(&mut Screen::new(color)),
         Command::Tls(tls) => tls.obey(&mut Screen::new(color)),
         Command::Decap(decap) => decap.obey(color),
         Command::Completions(completions) => completions.obey(&mut Screen::new(color)),

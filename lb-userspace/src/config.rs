@@ -68,6 +68,17 @@ pub struct Config {
 }
 
 impl Config {
+    /// Whether packets over IPv6 are forwarded: in tunnel mode a service of the other
+    /// family may have backends of this.
+    pub fn has_ipv6(&self) -> bool {
+        self.services.iter().any(|service| {
+            let backends = service.backends.iter().map(|backend| backend.address);
+            backends
+                .chain([service.listen])
+                .any(|address| address.is_ipv6())
+        })
+    }
+
     /// The files of certificates that it names.
     pub fn certificates(&self) -> Vec<&Path> {
         let sync = self.ha.as_ref().and_then(|ha| ha.sync.as_ref());

@@ -47,7 +47,7 @@ mod sequences;
 
 pub use changes::Changes;
 pub use connections::{Table, enter};
-pub use handover::{Handover, Round};
+pub use handover::{Handover, Round, pinned_abis};
 pub use lease::Lease;
 pub(crate) use loading::refused;
 

@@ -23,7 +23,9 @@ use rustix::mount::MountFlags;
 use thiserror::Error;
 
 pub use clock::{stamp_shift, ticks_now, ticks_per_second, wide_ticks_now};
-pub use interfaces::{InterfaceError, ifindex, interface_name, interface_names, takes_tags_off};
+pub use interfaces::{
+    InterfaceError, driver, ifindex, interface_name, interface_names, joins_frames, takes_tags_off,
+};
 pub use ports::ports;
 
 /// Where the kernel's BPF file system is mounted by custom.
@@ -31,6 +33,9 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 
 /// The oldest kernel on which the program is expected to load.
 pub const OLDEST_KERNEL: (u32, u32) = (5, 15);
+
+/// The first kernel whose XDP programs may take frames larger than a page.
+pub const FRAGS_KERNEL: (u32, u32) = (5, 18);
 
 /// `BPF_FS_MAGIC` in the kernel's `magic.h`.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
@@ -116,7 +121,12 @@ pub fn check(needs: &Needs<'_>, try_bpf: impl FnOnce() -> io::Result<()>) -> Res
     for interface in needs.interfaces {
         ifindex(interface)?;
     }
-    pins(needs.pin_path, Path::new(BPFFS)).map(drop)
+    check_pins(needs.pin_path)
+}
+
+/// The part of [`check`] about the place of pins.
+pub fn check_pins(pin_path: &Path) -> Result<(), Unfit> {
+    pins(pin_path, Path::new(BPFFS)).map(drop)
 }
 
 /// The part of [`check`] that does not depend on a configuration.

@@ -10,6 +10,7 @@ pub mod controller;
 pub mod daemon;
 pub mod dataplane;
 pub mod decap;
+pub mod doctor;
 pub mod events;
 pub mod health;
 pub mod host;

@@ -34,9 +34,6 @@ use crate::host::forwarding::{self, Changed, SYSCTLS};
 use crate::host::topology::{self, Kind, LARGEST_ONE_PAGE_MTU, Link, Plan, Wanted};
 use crate::links::Links;
 
-/// The first kernel whose XDP programs may take frames larger than a page.
-const FRAGS_KERNEL: (u32, u32) = (5, 18);
-
 /// A refusal makes every device generic, so that the second plan is the last;
 /// a device may be exchanged for another in between.
 const MAX_PLANS: usize = 4;
@@ -97,8 +94,8 @@ impl Interfaces {
             .to_string_lossy()
             .into_owned();
         let plan = interfaces.plan(node)?;
-        interfaces.frags =
-            plan.large_frames() && host::kernel_version(&release).is_none_or(|v| v >= FRAGS_KERNEL);
+        interfaces.frags = plan.large_frames()
+            && host::kernel_version(&release).is_none_or(|v| v >= host::FRAGS_KERNEL);
         interfaces.plan = interfaces.plan(node)?;
         interfaces.members = interfaces.plan.members;
         Ok(interfaces)
@@ -522,13 +519,7 @@ fn attachments(names: &[String], plan: &Plan) -> Vec<Attachment> {
 /// Makes the host's settings that forwarding needs, and tells of each; gives
 /// what it changed.
 pub fn prepare_host(config: &Config, plan: &Plan) -> anyhow::Result<Vec<Changed>> {
-    // In tunnel mode a service of the other family may have backends of this.
-    let ipv6 = config.services.iter().any(|service| {
-        let backends = service.backends.iter().map(|backend| backend.address);
-        backends
-            .chain([service.listen])
-            .any(|address| address.is_ipv6())
-    });
+    let ipv6 = config.has_ipv6();
     let changed = forwarding::prepare(Path::new(SYSCTLS), &plan.hosts, &plan.implied, ipv6)?;
     for setting in &changed {
         info!("{setting}");

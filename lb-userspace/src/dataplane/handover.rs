@@ -85,6 +85,12 @@ pub(super) fn find(pin_path: &Path) -> anyhow::Result<Option<Found>> {
     Ok(found.pop())
 }
 
+/// The ABI of each set of tables that is pinned, in no order.
+pub fn pinned_abis(pin_path: &Path) -> anyhow::Result<Vec<u32>> {
+    let found = all(pin_path)?.into_iter();
+    Ok(found.map(|found| found.version).collect())
+}
+
 fn all(pin_path: &Path) -> anyhow::Result<Vec<Found>> {
     let entries = match fs::read_dir(pin_path) {
         Ok(entries) => entries,

@@ -104,23 +104,9 @@ pub fn prepare(
     let mut changes = Changes {
         sysctls,
         made: Vec::new(),
+        make: true,
     };
-    let all = [interfaces, implied].concat();
-    let outcome = changes.ipv4(&all).and_then(|()| {
-        if ipv6 {
-            let mut able = interfaces.to_vec();
-            able.extend(
-                implied
-                    .iter()
-                    .filter(|name| changes.has_ipv6(name))
-                    .cloned(),
-            );
-            changes.ipv6(&able)
-        } else {
-            Ok(())
-        }
-    });
-    match outcome {
+    match changes.all(interfaces, implied, ipv6) {
         Ok(()) => Ok(changes.made),
         Err(error) => {
             // The first error is the one to tell; a second has the same cause.
@@ -128,6 +114,22 @@ pub fn prepare(
             Err(error)
         }
     }
+}
+
+/// What [`prepare`] would change, without changing it.
+pub fn lacking(
+    sysctls: &Path,
+    interfaces: &[String],
+    implied: &[String],
+    ipv6: bool,
+) -> Result<Vec<Changed>, ForwardingError> {
+    let mut changes = Changes {
+        sysctls,
+        made: Vec::new(),
+        make: false,
+    };
+    changes.all(interfaces, implied, ipv6)?;
+    Ok(changes.made)
 }
 
 /// Puts back what [`prepare`] changed, the last change first. What is gone
@@ -156,9 +158,26 @@ pub fn restore(changed: &[Changed]) -> Result<(), ForwardingError> {
 struct Changes<'a> {
     sysctls: &'a Path,
     made: Vec<Changed>,
+    /// Whether they are made, rather than only noted.
+    make: bool,
 }
 
 impl Changes<'_> {
+    fn all(
+        &mut self,
+        interfaces: &[String],
+        implied: &[String],
+        ipv6: bool,
+    ) -> Result<(), ForwardingError> {
+        self.ipv4(&[interfaces, implied].concat())?;
+        if !ipv6 {
+            return Ok(());
+        }
+        let mut able = interfaces.to_vec();
+        able.extend(implied.iter().filter(|name| self.has_ipv6(name)).cloned());
+        self.ipv6(&able)
+    }
+
     fn ipv4(&mut self, interfaces: &[String]) -> Result<(), ForwardingError> {
         let conf = self.sysctls.join("net/ipv4/conf");
         let strict_for_all = read(&conf.join("all/rp_filter"))? == "1";
@@ -216,7 +235,9 @@ impl Changes<'_> {
     fn set(&mut self, path: PathBuf, to: &str) -> Result<(), ForwardingError> {
         let from = read(&path)?;
         if from != to {
-            write(&path, to)?;
+            if self.make {
+                write(&path, to)?;
+            }
             self.made.push(Changed {
                 path,
                 from,
@@ -406,6 +427,19 @@ mod tests {
             );
         }
         assert!(!told.contains(&"ipv6/conf/eth0.20/forwarding 0>1".to_owned()));
+    }
+
+    #[test]
+    fn what_is_lacking_is_told_and_left_as_it_is() {
+        let folder = sysctls(&["eth0"]);
+        let before = snapshot(&folder);
+        let lacking = lacking(folder.path(), &names(&["eth0"]), &[], true).unwrap();
+        assert_eq!(snapshot(&folder), before);
+        let made = prepare(folder.path(), &names(&["eth0"]), &[], true).unwrap();
+        assert_eq!(lacking, made);
+        assert!(!made.is_empty());
+        let nothing = super::lacking(folder.path(), &names(&["eth0"]), &[], true).unwrap();
+        assert_eq!(nothing, []);
     }
 
     #[test]

@@ -81,32 +81,82 @@ fn names(devices: &str) -> Vec<String> {
 /// Whether a NIC takes VLAN tags off the frames before anybody sees them
 /// (`rx-vlan-offload`).
 pub fn takes_tags_off(name: &str) -> io::Result<bool> {
-    /// `ETHTOOL_GFLAGS`: asks for the features that are on.
-    const GET_FLAGS: u32 = 0x25;
     /// `ETH_FLAG_RXVLAN`
     const RX_VLAN: u32 = 1 << 8;
-    /// `SIOCETHTOOL`
-    const ETHTOOL: Opcode = 0x8946;
+    Ok(flags(name)? & RX_VLAN != 0)
+}
+
+/// Whether a NIC joins frames it receives into larger ones before anybody sees them
+/// (`large-receive-offload`).
+pub fn joins_frames(name: &str) -> io::Result<bool> {
+    /// `ETH_FLAG_LRO`
+    const LRO: u32 = 1 << 15;
+    Ok(flags(name)? & LRO != 0)
+}
+
+/// The features of a NIC that are on.
+fn flags(name: &str) -> io::Result<u32> {
+    /// `ETHTOOL_GFLAGS`
+    const GET_FLAGS: u32 = 0x25;
 
     /// `struct ethtool_value`
     #[repr(C)]
+    #[derive(Clone, Copy)]
     struct Value {
         command: u32,
         data: u32,
     }
 
+    let value = Value {
+        command: GET_FLAGS,
+        data: 0,
+    };
+    // SAFETY: `Value` is what the command reads and writes.
+    let answer = unsafe { ethtool(name, value) }?;
+    Ok(answer.data)
+}
+
+/// The name of the driver of a NIC.
+pub fn driver(name: &str) -> io::Result<String> {
+    /// `ETHTOOL_GDRVINFO`
+    const GET_DRIVER: u32 = 0x3;
+
+    /// `struct ethtool_drvinfo`
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    struct Driver {
+        command: u32,
+        driver: [u8; 32],
+        rest: [u8; 160],
+    }
+
+    let empty = Driver {
+        command: GET_DRIVER,
+        driver: [0; 32],
+        rest: [0; 160],
+    };
+    // SAFETY: `Driver` is what the command reads and writes: 196 bytes.
+    let answer = unsafe { ethtool(name, empty) }?;
+    let driver = answer.driver.split(|&byte| byte == 0).next();
+    Ok(String::from_utf8_lossy(driver.unwrap_or_default()).into_owned())
+}
+
+/// Asks the driver of an interface.
+///
+/// # Safety
+/// `Value` is the whole structure of the command that it begins with.
+unsafe fn ethtool<Value: Copy>(name: &str, mut value: Value) -> io::Result<Value> {
+    /// `SIOCETHTOOL`
+    const ETHTOOL: Opcode = 0x8946;
+
     /// `struct ifreq`
     #[repr(C)]
-    struct Request {
+    struct Request<Value> {
         name: [u8; 16],
         value: *mut Value,
         rest: [u8; 16],
     }
 
-    let mut value = Value {
-        command: GET_FLAGS,
-        data: 0,
-    };
     let mut request = Request {
         name: [0; 16],
         value: &raw mut value,
@@ -120,13 +170,13 @@ pub fn takes_tags_off(name: &str) -> io::Result<bool> {
         .copy_from_slice(name.as_bytes());
     let socket = any_socket()?;
     // SAFETY: the operation reads and writes one `ifreq`, as long as `Request`
-    // at least, which points to an `ethtool_value` that outlives the call.
-    let ask = unsafe { Updater::<ETHTOOL, Request>::new(&mut request) };
+    // at least, which points to the command's structure, by this function's contract, and
+    // that outlives the call.
+    let ask = unsafe { Updater::<ETHTOOL, Request<Value>>::new(&mut request) };
     // SAFETY: as above.
     unsafe { ioctl(&socket, ask) }?;
     // SAFETY: still alive, and written by nobody any more.
-    let answer = unsafe { request.value.read() };
-    Ok(answer.data & RX_VLAN != 0)
+    Ok(unsafe { request.value.read() })
 }
 
 fn any_socket() -> Result<OwnedFd, Errno> {
@@ -166,6 +216,13 @@ mod tests {
         for name in ["nosuch0", "a-name-of-more-than-fifteen-bytes"] {
             assert!(takes_tags_off(name).is_err(), "{name}");
         }
+    }
+
+    #[test]
+    fn the_loopback_interface_joins_no_frames_and_has_no_driver() {
+        assert!(!joins_frames("lo").expect("it can be asked"));
+        driver("lo").expect_err("it has none");
+        driver("nosuch0").expect_err("it is not there");
     }
 
     #[test]
