@@ -31,6 +31,8 @@ pub enum Rejected {
     Garbage,
     /// Nothing for too long.
     Timeout,
+    /// Too many others were just being asked who they are.
+    Crowded,
 }
 
 impl Rejected {
@@ -44,6 +46,7 @@ impl Rejected {
             Self::Oversized => "oversized",
             Self::Garbage => "garbage",
             Self::Timeout => "timeout",
+            Self::Crowded => "crowded",
         }
     }
 }

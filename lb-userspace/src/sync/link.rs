@@ -5,19 +5,23 @@
 //! after [`FIRST_PAUSE`], then each time after twice as long up to [`LAST_PAUSE`], less a
 //! random part, so that two nodes do not go in step. Who has connected has to show that
 //! it is the peer, in bounded time, and only so many are heard at once
-//! ([`AT_ONCE`]); a new session with the peer ends the one before, which may be one
+//! ([`AT_ONCE`]); strangers cannot take the places that the peer's address has for
+//! itself, and a node that has an address of its own to listen on calls from that one. A
+//! new session with the peer ends the one before, which may be one
 //! whose end this node has not heard of.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::{client, server};
 
 use super::Local;
+use super::board::Rejected;
 use super::channel::{Channel, Failure};
 use super::feed::Feed;
 use super::hear::hear;
@@ -34,8 +38,9 @@ pub const LAST_PAUSE: Duration = Duration::from_secs(2);
 /// How long a call may take to be answered at all.
 const CALL: Duration = Duration::from_secs(2);
 
-/// How many that have connected may be asked who they are at once.
-const AT_ONCE: usize = 8;
+/// How many that have connected may be asked who they are at once: from the peer's
+/// address, and as many from anywhere else.
+const AT_ONCE: usize = 4;
 
 /// From one attempt to listen to the next.
 const RETRY: Duration = Duration::from_secs(1);
@@ -93,10 +98,11 @@ async fn connect(
     local: &Local,
     ends: &Ends,
 ) -> Result<(Channel<client::TlsStream<TcpStream>>, super::message::Hello), Failure> {
-    let calling = timeout(CALL, TcpStream::connect(ends.peer)).await;
-    let stream = calling
-        .map_err(|_| Failure::Unreachable(ends.peer, "it does not answer".to_owned()))?
-        .map_err(|error| Failure::Unreachable(ends.peer, error.to_string()))?;
+    let unreachable = |why: String| Failure::Unreachable(ends.peer, why);
+    let stream = timeout(CALL, dial(ends))
+        .await
+        .map_err(|_| unreachable("it does not answer".to_owned()))?
+        .map_err(|error| unreachable(error.to_string()))?;
     // What is said is short, and waited for.
     stream.set_nodelay(true).map_err(Failure::Broken)?;
     let identity = ends.identity.now();
@@ -106,9 +112,22 @@ async fn connect(
     Ok((channel, peer))
 }
 
+async fn dial(ends: &Ends) -> io::Result<TcpStream> {
+    let socket = match ends.peer {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    let own = ends.listen.ip();
+    if !own.is_unspecified() && own.is_ipv4() == ends.peer.is_ipv4() {
+        // It is the address by which the other one knows this node.
+        socket.bind(SocketAddr::new(own, 0))?;
+    }
+    socket.connect(ends.peer).await
+}
+
 /// Answers whoever calls.
 async fn listen(local: Arc<Local>, ends: Ends, accepted: mpsc::Sender<Answered>) {
-    let room = Arc::new(Semaphore::new(AT_ONCE));
+    let [peers, strangers] = [AT_ONCE; 2].map(|places| Arc::new(Semaphore::new(places)));
     loop {
         let listener = match TcpListener::bind(ends.listen).await {
             Ok(listener) => listener,
@@ -122,17 +141,22 @@ async fn listen(local: Arc<Local>, ends: Ends, accepted: mpsc::Sender<Answered>)
             }
         };
         loop {
-            // The semaphore is never closed.
-            let Ok(place) = Arc::clone(&room).acquire_owned().await else {
-                return;
-            };
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, from) = match listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     log::warn!("cannot accept on {}: {error}", ends.listen);
                     sleep(RETRY).await;
                     break;
                 }
+            };
+            let room = if from.ip().to_canonical() == ends.peer.ip() {
+                &peers
+            } else {
+                &strangers
+            };
+            let Ok(place) = Arc::clone(room).try_acquire_owned() else {
+                local.board.reject(Rejected::Crowded);
+                continue;
             };
             let (local, ends) = (Arc::clone(&local), ends.clone());
             let accepted = accepted.clone();
