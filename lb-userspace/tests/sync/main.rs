@@ -2,6 +2,7 @@
 //! and the sessions in which it goes over.
 
 mod history;
+mod linked;
 mod peer;
 mod session;
 mod world;
