@@ -6,14 +6,14 @@
 //! takes `RUSTC_BOOTSTRAP=1`. libFuzzer itself is C++ and needs a compiler for that.
 //!
 //! Every run of the tests does a part of this without instruments
-//! (`lb-userspace/tests/advertisements.rs`).
+//! (`lb-userspace/tests/advertisements.rs`, `sync_messages.rs`).
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::{report, sanitize, shell};
 
 /// Every target in `fuzz/fuzz_targets`.
-const TARGETS: [&str; 1] = ["advertisement"];
+const TARGETS: [&str; 2] = ["advertisement", "sync"];
 
 /// What `cargo fuzz` has the compiler do: count which edges are taken, show
 /// comparisons to the fuzzer, and look at every access.
