@@ -107,6 +107,7 @@ fn record(rng: &mut Rng) -> Record {
         } else {
             Host::V6(octets(rng))
         },
+        proof: rng.u32(..),
         ports: rng
             .u64(..)
             .to_be_bytes()

@@ -19,7 +19,7 @@ use rcgen::{
 };
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 
 use super::peer::{Peer, until};
@@ -260,6 +260,32 @@ async fn a_peer_whose_certificate_expires_is_not_let_in_again_and_it_is_said_why
     })
     .await;
     assert!(nodes.iter().all(|node| !node.view().hears()));
+    running[0].abort();
+    again.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_who_connect_and_say_nothing_do_not_keep_the_peer_out() {
+    let authority = Authority::new();
+    let at = free();
+    let ([active, passive], running) = pair(&authority, at, 16).await;
+    running[1].abort();
+    until("it is missed", || !active.view().telling.up).await;
+    let mut silent = Vec::new();
+    for _ in 0..20 {
+        let socket = TcpSocket::new_v4().expect("there are sockets");
+        let stranger = "127.0.0.9:0".parse().expect("it is an address");
+        socket.bind(stranger).expect("it is a loopback address");
+        silent.push(socket.connect(at[0]).await.expect("it listens"));
+    }
+    until("there are too many", || {
+        active.view().rejected.contains_key(&Rejected::Crowded)
+    })
+    .await;
+    let again = ends(&authority, [at[1], at[0]]);
+    let again = tokio::spawn(run(passive.local.clone(), again));
+    until("the peer is told all the same", || active.view().telling.up).await;
+    drop(silent);
     running[0].abort();
     again.abort();
 }
