@@ -190,7 +190,7 @@ impl Record {
     /// there is word only when a node stops forwarding.
     pub const fn half_open(&self) -> bool {
         let state = self.state as u32;
-        state & ESTABLISHED == 0 && state & ANSWERED != 0 && self.is_tcp()
+        state & (ESTABLISHED | ONE_WAY) == 0 && state & ANSWERED != 0 && self.is_tcp()
     }
 
     /// Whether the data path could have had it.
