@@ -35,6 +35,8 @@
 //!
 //! [`life`]: Connection::life
 
+use core::hint::black_box;
+
 use lb_common::abi::{
     ANSWER_WAYS, ANSWER_WORDS, AnswerBucket, Connection, Flow, FlowKey, Life, TCP, TagBucket, UDP,
     connection, forward, tag,
@@ -450,22 +452,14 @@ const fn unpack(ports: u32) -> [Be16; 2] {
     ]
 }
 
-/// What a bucket offers to a newcomer. Ways that are not there are [`tag::WORDS`].
+/// What a bucket offers to a newcomer.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Survey {
-    /// How many places are taken.
-    taken: u32,
-    /// The first free one.
+    /// How many places are free.
     free: u32,
-    /// The one whose connection ended first.
-    closed: u32,
-    /// How long ago, in stamps.
-    closed_age: u32,
-    /// The one whose handshake began first.
-    half_open: u32,
-    /// How long ago, in stamps.
-    half_open_age: u32,
+    /// The best place, as `rank` has it.
+    best: u32,
 }
 
 /// A place that was taken for a newcomer.
@@ -494,10 +488,28 @@ pub struct Search {
 /// Takes a place for a connection whose client's packets have this key: nobody
 /// else touches it until it is published ([`publish`]) or given up ([`abandon`]).
 /// What stood there is gone. False if the table is full.
+#[inline(always)]
+pub fn take(memory: &impl Memory, hash: Hash, stamp: u32, search: &mut Search) -> bool {
+    let first = hash.first(memory.shape().tag_buckets);
+    let way = free(memory, first);
+    let place = first.wrapping_mul(tag::WORDS).wrapping_add(way);
+    if way < tag::WORDS
+        && let Some(word) = tag_at(memory, place)
+        && memory.exchange(word, tag::FREE, hash.tag() | tag::BUSY)
+    {
+        search.seat.place = place;
+        search.seat.displaced = tag::FREE;
+        search.seat.elsewhere = 0;
+        return true;
+    }
+    contend(memory, hash, stamp, search)
+}
+
+/// Takes a place where there is none to be had in comfort, or where another has just
+/// taken it.
 #[inline(never)]
-pub fn take(memory: &impl Memory, key: &FlowKey, stamp: u32, search: &mut Search) -> bool {
+fn contend(memory: &impl Memory, hash: Hash, stamp: u32, search: &mut Search) -> bool {
     let shape = memory.shape();
-    let hash = Hash::of(key, shape.seed);
     let [first, second] = [
         hash.first(shape.tag_buckets),
         hash.second(shape.tag_buckets),
@@ -544,7 +556,7 @@ fn count_elsewhere(memory: &impl Memory, first: u32, search: &mut Search) {
 
 /// The first free way of a bucket, of the first [`COMFORT`]; [`tag::WORDS`] if there is
 /// none.
-#[inline(never)]
+#[inline(always)]
 fn free(memory: &impl Memory, bucket: u32) -> u32 {
     let Some(tags) = memory.tags(bucket) else {
         return tag::WORDS;
@@ -570,13 +582,14 @@ fn compare(
 ) -> bool {
     survey(memory, first, stamp, &mut search.surveys[0]);
     survey(memory, second, stamp, &mut search.surveys[1]);
-    let (which, way, age) = best(&search.surveys);
-    if way >= tag::WORDS {
+    let (which, rank) = best(&search.surveys);
+    if rank < RANK_USEFUL {
         return false;
     }
     let bucket = if which == 0 { first } else { second };
-    search.seat.place = bucket * tag::WORDS + way;
-    search.seat.age = age;
+    let step = tag::WAYS.wrapping_sub(rank % (1 << RANK_AGE));
+    search.seat.place = bucket * tag::WORDS + bucket.wrapping_add(step) % tag::WORDS;
+    search.seat.age = rank >> RANK_AGE & (tag::STAMPS - 1);
     true
 }
 
@@ -621,75 +634,70 @@ fn tag_at(memory: &impl Memory, place: u32) -> Option<&Word<u32>> {
     Some(&tags.0[way as usize])
 }
 
+/// Looks at all tags of a bucket. Without branches: to the verifier there is one way
+/// through, and to the processor none that it could foresee wrongly. [`black_box`]
+/// keeps the compiler from making branches of it again.
 #[inline(never)]
 fn survey(memory: &impl Memory, bucket: u32, stamp: u32, found: &mut Survey) {
-    *found = Survey {
-        taken: 0,
-        free: tag::WORDS,
-        closed: tag::WORDS,
-        closed_age: 0,
-        half_open: tag::WORDS,
-        half_open_age: 0,
-    };
+    let mut all = Survey::default();
     let Some(tags) = memory.tags(bucket) else {
+        *found = all;
         return;
     };
     let mut step = 0;
     while step < tag::WAYS {
-        let way = bucket.wrapping_add(step) % tag::WORDS;
-        consider(tags.0[way as usize].load(), way, stamp, found);
+        let word = tags.0[(bucket.wrapping_add(step) % tag::WORDS) as usize].load();
+        let rank = rank(word, stamp, step);
+        all.free += rank >> RANK_FREE.trailing_zeros();
+        all.best = greater(all.best, rank);
         step += 1;
     }
+    *found = all;
 }
 
-#[inline(never)]
-fn consider(tag: u32, way: u32, stamp: u32, found: &mut Survey) {
-    let class = tag & tag::CLASS;
-    if class == tag::FREE {
-        if found.free == tag::WORDS {
-            found.free = way;
-        }
-        return;
-    }
-    found.taken += 1;
-    let age = stamp.wrapping_sub(tag >> tag::STAMP_SHIFT) % tag::STAMPS;
-    if class == tag::CLOSED && (found.closed == tag::WORDS || age > found.closed_age) {
-        found.closed = way;
-        found.closed_age = age;
-    }
-    if class == tag::HALF_OPEN && (found.half_open == tag::WORDS || age > found.half_open_age) {
-        found.half_open = way;
-        found.half_open_age = age;
-    }
-}
-
-/// Which of the two buckets, the way there, and the age of what is displaced.
+/// How good the place with this tag is for a newcomer: a free one is better than one
+/// of a connection that has ended, that is better than one of a half-open connection,
+/// and any other is of no use. Within a class the older is better, then the earlier.
 #[inline(always)]
-const fn best([first, second]: &[Survey; 2]) -> (u32, u32, u32) {
-    let free = [first.free != tag::WORDS, second.free != tag::WORDS];
-    if free[0] && (first.taken <= second.taken || !free[1]) {
-        (0, first.free, 0)
-    } else if free[1] {
-        (1, second.free, 0)
-    } else if first.closed != tag::WORDS || second.closed != tag::WORDS {
-        older(
-            [first.closed, second.closed],
-            [first.closed_age, second.closed_age],
-        )
-    } else {
-        older(
-            [first.half_open, second.half_open],
-            [first.half_open_age, second.half_open_age],
-        )
-    }
+const fn rank(word: u32, stamp: u32, step: u32) -> u32 {
+    // Four bits for each class of tags.
+    const CLASSES: u32 = 4 << (4 * tag::FREE) | 2 << (4 * tag::CLOSED) | 1 << (4 * tag::HALF_OPEN);
+    let class = CLASSES >> (4 * (word & tag::CLASS)) & 0xf;
+    let age = stamp.wrapping_sub(word >> tag::STAMP_SHIFT) % tag::STAMPS;
+    class << RANK_CLASS | age << RANK_AGE | (tag::WAYS - step)
 }
 
+/// Where class and age stand in a [`rank`].
+const RANK_CLASS: u32 = 16;
+const RANK_AGE: u32 = 4;
+
+/// A [`rank`] that is not less is that of a free place.
+const RANK_FREE: u32 = 4 << RANK_CLASS;
+
+/// A [`rank`] that is less is of no use.
+const RANK_USEFUL: u32 = 1 << RANK_CLASS;
+
+/// The greater of two ranks.
 #[inline(always)]
-const fn older(ways: [u32; 2], ages: [u32; 2]) -> (u32, u32, u32) {
-    if ways[1] == tag::WORDS || (ways[0] != tag::WORDS && ages[0] >= ages[1]) {
-        (0, ways[0], ages[0])
+fn greater(one: u32, other: u32) -> u32 {
+    let less = black_box(one.wrapping_sub(other));
+    one.wrapping_sub(less & (less.cast_signed() >> 31).cast_unsigned())
+}
+
+/// Which of the two buckets has the better place, and its rank: the one with more
+/// room, where both have some, and the first if both are as good.
+#[inline(always)]
+const fn best([first, second]: &[Survey; 2]) -> (u32, u32) {
+    let room = [first.free, second.free];
+    let elsewhere = if room[0] != 0 && room[1] != 0 {
+        room[1] > room[0]
     } else {
-        (1, ways[1], ages[1])
+        second.best >> RANK_AGE > first.best >> RANK_AGE
+    };
+    if elsewhere {
+        (1, second.best)
+    } else {
+        (0, first.best)
     }
 }
 
@@ -762,7 +770,7 @@ fn answers_key(entry: &Connection) -> FlowKey {
 
 /// Writes a connection into a place that was taken for it: what the client's
 /// packets have for a key, and what becomes of them.
-#[inline(never)]
+#[inline(always)]
 pub fn write(memory: &impl Memory, seat: &Seat, key: &FlowKey, flow: &Flow) {
     let Some(entry) = memory.connection(seat.place) else {
         return;
@@ -818,7 +826,7 @@ pub const NOWHERE: u32 = u32::MAX;
 /// The place that seems to have the packets from backends with this key, or
 /// [`NOWHERE`]. Only hashes are compared: that another's is taken for it happens
 /// once in 2^32, and makes a port look taken that is free.
-#[inline(never)]
+#[inline(always)]
 pub fn occupant(memory: &impl Memory, key: &FlowKey) -> u32 {
     let shape = memory.shape();
     let hash = Hash::of(key, shape.seed);
@@ -831,7 +839,7 @@ pub fn occupant(memory: &impl Memory, key: &FlowKey) -> u32 {
     }
 }
 
-#[inline(never)]
+#[inline(always)]
 fn marked(memory: &impl Memory, bucket: u32, hash: Hash) -> u32 {
     let Some(answers) = memory.answers(bucket) else {
         return NOWHERE;
@@ -845,7 +853,7 @@ fn marked(memory: &impl Memory, bucket: u32, hash: Hash) -> u32 {
 
 /// Whether packets from backends with this key are another's than the connection
 /// at this place. One counts that is still being written, too.
-#[inline(never)]
+#[inline(always)]
 fn contested(memory: &impl Memory, key: &FlowKey, besides: u32) -> bool {
     let shape = memory.shape();
     let hash = Hash::of(key, shape.seed);
@@ -894,7 +902,7 @@ pub enum Claimed {
 
 /// Gives the packets from the backend with this key to the connection at this
 /// place, which has been written, for the flow's source port.
-#[inline(never)]
+#[inline(always)]
 pub fn claim(memory: &impl Memory, answers: &FlowKey, place: u32, flow: &Flow) -> Claimed {
     let Some(entry) = memory.connection(place) else {
         return Claimed::NoRoom;
@@ -912,7 +920,7 @@ pub fn claim(memory: &impl Memory, answers: &FlowKey, place: u32, flow: &Flow) -
     Claimed::Contested
 }
 
-#[inline(never)]
+#[inline(always)]
 fn list(memory: &impl Memory, answers: &FlowKey, place: u32) -> bool {
     let shape = memory.shape();
     let hash = Hash::of(answers, shape.seed);
@@ -989,7 +997,7 @@ fn replace(memory: &impl Memory, bucket: u32, count: u32, [old, new]: [u64; 2]) 
 
 /// Lets the connection at a place that was taken and written live: it is found
 /// from here on. Gives the version that it has.
-#[inline(never)]
+#[inline(always)]
 pub fn publish(memory: &impl Memory, place: u32, stamp: u32, state: u32) -> u32 {
     let (Some(entry), Some(word)) = (memory.connection(place), tag_at(memory, place)) else {
         return 0;

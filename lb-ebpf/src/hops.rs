@@ -71,7 +71,7 @@ const fn about(room: &Room) -> u32 {
 }
 
 /// Notes the next hop that the routing table gave for the room's packet.
-#[inline(never)]
+#[inline(always)]
 pub fn remember(tables: &impl Tables, room: &mut Room) -> u32 {
     if room.parsed.is_icmp() || room.marked != 0 || room.query.mtu == 0 {
         return 0;
@@ -103,7 +103,7 @@ const fn spread(room: &Room) -> u32 {
 
 /// Finds the room's next hop at this place of the table, or writes it there if the
 /// place is free in this epoch; its version, or an odd number if neither.
-#[inline(never)]
+#[inline(always)]
 fn enter(tables: &impl Tables, room: &Room, number: u32) -> u32 {
     let Some(entry) = tables.hop(number) else {
         return ODD;

@@ -8,7 +8,7 @@
 use lb_common::abi::{Flow, FlowKey};
 use lb_common::checksum::Sum;
 
-use crate::connections::Search;
+use crate::connections::{Hash, Search};
 use crate::parse::Parsed;
 use crate::schedule::Least;
 use crate::steer::Attribution;
@@ -75,6 +75,8 @@ pub struct Way {
 pub struct Draft {
     /// What becomes of the client's packets.
     pub forward: Flow,
+    /// The hash of the client's packets' ends.
+    pub hash: Hash,
     /// The key of the backend's packets.
     pub reply_key: FlowKey,
     /// The search for a backend.

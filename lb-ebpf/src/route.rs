@@ -85,7 +85,7 @@ const fn is_known(room: &Room) -> bool {
 }
 
 /// Asks the routing table for the next hop, or for why there is none.
-#[inline(never)]
+#[inline(always)]
 fn ask(tables: &impl Tables, room: &mut Room) -> Result<(), Verdict> {
     let mode = room.flow.forward();
     put(room);

@@ -65,7 +65,7 @@ pub const fn source_hash(client: &Address) -> u32 {
 }
 
 /// The backend for a new connection.
-#[inline(never)]
+#[inline(always)]
 pub fn choose(
     tables: &impl Tables,
     key: &FlowKey,

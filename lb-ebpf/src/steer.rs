@@ -36,7 +36,7 @@ use lb_common::flow::{
 };
 use lb_common::{Address, Be16, Verdict};
 
-use crate::connections::{self, Claimed, NOWHERE};
+use crate::connections::{self, Claimed, Hash, NOWHERE};
 use crate::guard;
 use crate::hops;
 use crate::packet::{Packet, Tcp};
@@ -299,6 +299,7 @@ fn from_client(
     let late = schedule::may_be_late(tables, service.forward);
     guard::admit(parsed, segment.flags, late || *anew != 0)?;
     draft.late = u32::from(late && guard::goes_on(segment.flags));
+    draft.hash = Hash::of(&parsed.key, tables.settings().seed);
     begin(tables, &parsed.key, service, draft, whose)?;
     *flow = draft.forward;
     *marked = draft.marked;
@@ -396,7 +397,7 @@ fn begin(
 }
 
 /// Chooses a backend, and drafts what becomes of the client's packets.
-#[inline(never)]
+#[inline(always)]
 fn address(
     tables: &impl Tables,
     key: &FlowKey,
@@ -423,7 +424,7 @@ fn address(
     flow.ip_delta = 0;
     flow.transport_delta = 0;
     flow.hop = 0;
-    flow.spread = connections::Hash::of(key, tables.settings().seed).spread();
+    flow.spread = draft.hash.spread();
     flow.life = Life {
         seen: tables.now(),
         proof: 0,
@@ -438,7 +439,7 @@ fn address(
 
 /// Takes a place in the table, and the key of the answers, and lets the connection
 /// live.
-#[inline(never)]
+#[inline(always)]
 fn enter(tables: &impl Tables, key: &FlowKey, draft: &mut Draft) -> Result<(), Verdict> {
     take_place(tables, key, draft)?;
     let claimed = match draft.forward.forward() {
@@ -459,7 +460,7 @@ fn enter(tables: &impl Tables, key: &FlowKey, draft: &mut Draft) -> Result<(), V
 /// Takes a place in the table, and writes the connection there.
 #[inline(always)]
 fn take_place(tables: &impl Tables, key: &FlowKey, draft: &mut Draft) -> Result<(), Verdict> {
-    if !connections::take(tables, key, stamp(tables), &mut draft.search) {
+    if !connections::take(tables, draft.hash, stamp(tables), &mut draft.search) {
         return Err(Verdict::FlowTableFull);
     }
     let seat = &draft.search.seat;
@@ -567,7 +568,7 @@ fn claim_tuple(tables: &impl Tables, key: &FlowKey, draft: &mut Draft) -> Result
 /// source port, and remembers it if that is the best so far; whether it is free
 /// for the taking. A connection gives it up that has fallen silent, or that has
 /// ended and rested.
-#[inline(never)]
+#[inline(always)]
 fn look(tables: &impl Tables, key: &FlowKey, draft: &mut Draft) -> bool {
     name_answers(key, draft);
     let Draft {
@@ -611,7 +612,7 @@ const fn since(now: u32, then: u32) -> u32 {
 }
 
 /// Takes what was found, from whoever has it.
-#[inline(never)]
+#[inline(always)]
 fn settle(tables: &impl Tables, key: &FlowKey, draft: &mut Draft) -> bool {
     if draft.ports.found != found::FREE {
         if !connections::remove(tables, draft.ports.holder, draft.ports.version) {

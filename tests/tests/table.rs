@@ -61,7 +61,8 @@ fn by_nat(key: &FlowKey, backend: u32) -> Flow {
 /// Begins a connection as the data path does; its place, if there was one.
 fn begin(memory: &SharedMemory, key: &FlowKey, flow: &Flow, stamp: u32) -> Option<u32> {
     let mut search = Search::default();
-    if !connections::take(memory, key, stamp, &mut search) {
+    let hash = Hash::of(key, memory.shape().seed);
+    if !connections::take(memory, hash, stamp, &mut search) {
         return None;
     }
     let place = search.seat.place;

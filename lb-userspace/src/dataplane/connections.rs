@@ -14,7 +14,7 @@ use aya::maps::MapData;
 use lb_common::Word;
 use lb_common::abi::{AnswerBucket, Connection, Flow, FlowKey, changed, tag};
 use lb_common::flow::{ESTABLISHED, twin_key};
-use lb_ebpf::connections::{self, Claimed, Search};
+use lb_ebpf::connections::{self, Claimed, Hash, Search};
 use lb_ebpf::{Memory, Shape};
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
@@ -211,7 +211,8 @@ impl Table {
 /// [`Table::enter`] for any memory.
 pub fn enter(memory: &impl Memory, key: &FlowKey, flow: &Flow, stamp: u32) -> Option<(u32, u32)> {
     let mut search = Search::default();
-    if !connections::take(memory, key, stamp, &mut search) {
+    let hash = Hash::of(key, memory.shape().seed);
+    if !connections::take(memory, hash, stamp, &mut search) {
         return None;
     }
     let place = search.seat.place;
