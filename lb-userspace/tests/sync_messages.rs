@@ -90,7 +90,7 @@ fn record(rng: &mut Rng) -> Record {
     Record {
         place: rng.u32(..),
         kind: Record::kind(forward, rng.bool()),
-        state: 17 | if forward::one_way(forward) { 32 } else { 0 },
+        state: [1, 17][rng.usize(0..2)] | if forward::one_way(forward) { 32 } else { 0 },
         ends: if rng.bool() {
             Ends::V4 {
                 client: rng.u32(..).to_be_bytes(),
