@@ -4,5 +4,6 @@
 mod history;
 mod linked;
 mod peer;
+mod rest;
 mod session;
 mod world;
