@@ -523,8 +523,8 @@ pub mod lease {
 }
 
 /// The `CHANGED` table: a byte for each bucket of connections, which the data path
-/// makes 1 when a connection of the bucket has begun, has changed its state, or has
-/// gone. Whoever keeps another table alike makes it 0 again, and then reads the bucket.
+/// makes 1 when an established connection of the bucket has come, has changed its state,
+/// or has gone. Whoever keeps another table alike makes it 0 again, and then reads the bucket.
 pub mod changed {
     /// How many bytes an entry has.
     pub const BYTES: u32 = 64;

@@ -41,7 +41,7 @@ use lb_common::abi::{
     ANSWER_WAYS, ANSWER_WORDS, AnswerBucket, Connection, Flow, FlowKey, Life, TCP, TagBucket, UDP,
     connection, forward, tag,
 };
-use lb_common::flow::{ONE_WAY, class, ended};
+use lb_common::flow::{ESTABLISHED, ONE_WAY, class, ended};
 use lb_common::{Address, Be16, Word};
 
 /// The memory that the table stands in: maps of the kernel for the data path,
@@ -85,9 +85,9 @@ pub trait Memory {
     /// Counts a live connection of this backend more, or with -1 one less.
     fn count_live(&self, backend: u32, by: i32);
 
-    /// Notes that a connection of this bucket has begun, has changed its state, or has
-    /// gone, for whoever keeps another table alike. Where nobody does, nothing is
-    /// noted.
+    /// Notes that an established connection of this bucket has come, has changed its
+    /// state, or has gone, for whoever keeps another table alike. Where nobody does,
+    /// nothing is noted.
     #[inline(always)]
     fn note_change(&self, _bucket: u32) {}
 }
@@ -728,6 +728,9 @@ fn forget(memory: &impl Memory, entry: &Connection, place: u32, life: u64) {
         let answers = answers_key(entry);
         unlist(memory, &answers, place);
     }
+    if state & ESTABLISHED != 0 {
+        memory.note_change(place / tag::WORDS);
+    }
     uncount(memory, entry);
 }
 
@@ -1013,7 +1016,9 @@ pub fn publish(memory: &impl Memory, place: u32, stamp: u32, state: u32) -> u32 
         .store(u64::from(even) << VERSION_SHIFT | u64::from(state));
     let hash = word.load() & tag::HASH;
     word.store(hash | stamped(stamp, class(state)));
-    memory.note_change(place / tag::WORDS);
+    if state & ESTABLISHED != 0 {
+        memory.note_change(place / tag::WORDS);
+    }
     even
 }
 
@@ -1055,7 +1060,6 @@ pub fn remove(memory: &impl Memory, place: u32, version_then: u32) -> bool {
     }
     empty(memory, entry, place);
     word.store(tag::FREE);
-    memory.note_change(place / tag::WORDS);
     true
 }
 
@@ -1083,7 +1087,9 @@ pub fn advance(memory: &impl Memory, flow: &Flow, off: u32, on: u32, stamp: u32)
             if class(state) != class(next) {
                 retag(memory, flow.place, stamp);
             }
-            memory.note_change(flow.place / tag::WORDS);
+            if (state | next) & ESTABLISHED != 0 {
+                memory.note_change(flow.place / tag::WORDS);
+            }
             return;
         }
         tries += 1;

@@ -43,6 +43,9 @@ const SLICES: u32 = 20;
 /// acknowledges.
 const ONE_WAY_SILENCE: Duration = Duration::from_secs(10);
 
+/// On a node whose connections another one forwards, none looks silent for longer.
+const STALE: Duration = Duration::from_secs(60);
+
 /// What is due to a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -316,6 +319,10 @@ impl Walk {
         let tcp = connections::is_tcp(entry);
         let lives = state & ESTABLISHED != 0 && !ended(state);
         if now.rests && lives {
+            // Nobody is to find it silent in the moment in which this node begins to act.
+            if now.since(entry.seen.load()) > STALE {
+                connections::touch(table, place, now.ticks);
+            }
             return;
         }
         match due(&now.timeouts, tcp, state, now.since(entry.seen.load())) {

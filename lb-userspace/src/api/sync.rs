@@ -19,7 +19,6 @@ pub(super) fn sync(view: &View, configuration: u64) -> HaSync {
         removed: view.counts.removed,
         unknown: view.counts.unknown,
         no_room: view.counts.no_room,
-        ignored: view.ignored,
         tells: view.telling.up,
         tells_since_seconds: seconds(view.telling.since),
         tells_not: view.telling.why.clone(),

@@ -127,8 +127,6 @@ pub struct HaSync {
     pub unknown: u64,
     /// Connections for which the table here had no room.
     pub no_room: u64,
-    /// Changes that were ignored because both nodes were active.
-    pub ignored: u64,
     /// Whether the other node is told of this one's connections.
     pub tells: bool,
     /// Since when it is, or is not.

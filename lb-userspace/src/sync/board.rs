@@ -101,8 +101,6 @@ pub struct View {
     pub ready: bool,
     /// What became of the peer's flows here.
     pub counts: Counts,
-    /// Changes that were ignored because both nodes forwarded.
-    pub ignored: u64,
     /// The session in which the peer is told.
     pub telling: Session,
     /// Whether the peer has acknowledged the last words of this node, which has stopped
@@ -161,7 +159,6 @@ impl Board {
                 peer: None,
                 ready: false,
                 counts: Counts::default(),
-                ignored: 0,
                 telling: session(),
                 parted: false,
                 told: 0,

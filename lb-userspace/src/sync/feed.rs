@@ -20,6 +20,10 @@ use lb_ebpf::{Memory, connections};
 
 use super::message::{BATCH, Ends, Flows, Host, Record, TOLD};
 
+/// How many flows are kept at the most that nobody could be told of: more than begin in
+/// three intervals of a usual pair.
+pub const MOST_UNSAID: usize = 65_536;
+
 /// What the other node was told of a place.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Told {
@@ -47,6 +51,10 @@ pub struct Feed {
     changed: Vec<u32>,
     /// The next bucket of the walk through the whole table, while there is one.
     walk: Option<u32>,
+    /// What nobody could be told of when it happened.
+    unsaid: Vec<Flows>,
+    /// This node has forwarded, and there may be something that it has not told of.
+    owes: bool,
 }
 
 impl Feed {
@@ -56,6 +64,8 @@ impl Feed {
             told: vec![Told::default(); connections::places(memory) as usize],
             changed: Vec::new(),
             walk: None,
+            unsaid: Vec::new(),
+            owes: true,
         }
     }
 
@@ -63,7 +73,55 @@ impl Feed {
     pub fn begin_again(&mut self) {
         self.told.fill(Told::default());
         self.changed.clear();
+        self.unsaid.clear();
         self.walk = Some(0);
+        self.owes = true;
+    }
+
+    /// This node forwards.
+    pub fn owe(&mut self) {
+        self.owes = true;
+    }
+
+    /// Everything has been told, and this node forwards no longer.
+    pub fn settle(&mut self) {
+        self.owes = false;
+    }
+
+    /// Keeps what has changed and was not told, for when there is somebody to be told:
+    /// a data path whose daemon was killed or frozen goes on until its lease is over, and
+    /// by then the other node forwards. `take` gives the buckets that have changed. It is
+    /// done once, for a node that has forwarded and does so no longer.
+    pub fn keep_unsaid(&mut self, memory: &impl Memory, take: impl FnOnce(&mut Vec<u32>)) {
+        if !std::mem::take(&mut self.owes) {
+            return;
+        }
+        take(&mut self.changed);
+        let mut kept = 0;
+        while let Some(bucket) = self.changed.pop()
+            && kept < MOST_UNSAID
+        {
+            let first = bucket * tag::WORDS;
+            let records = (first..first + tag::WORDS).filter_map(|place| {
+                let (key, flow) = established(memory, place)?;
+                Some(record(place, &key, &flow))
+            });
+            let full = self.unsaid.last().is_none_or(|flows| !has_room(flows));
+            if full {
+                self.unsaid.push(Flows::default());
+            }
+            if let Some(flows) = self.unsaid.last_mut() {
+                let before = flows.len();
+                flows.there.extend(records);
+                kept += flows.len() - before;
+            }
+        }
+        self.changed.clear();
+    }
+
+    /// What was kept, which is kept no longer.
+    pub fn unsaid(&mut self) -> Vec<Flows> {
+        std::mem::take(&mut self.unsaid)
     }
 
     /// How many buckets are known to have changed and have not been read.
@@ -150,11 +208,11 @@ pub(super) fn established(memory: &impl Memory, place: u32) -> Option<(FlowKey, 
     connections::at(memory, place).filter(|(_, flow)| lives(flow.life.state))
 }
 
-/// The connection at this place, if its backend has answered and its client has not
-/// proved itself.
+/// The connection of TCP at this place, if its backend has answered, or its answers are
+/// not seen, and its client has not proved itself.
 fn half_open(memory: &impl Memory, place: u32) -> Option<(FlowKey, Flow)> {
     let waits =
-        |state: u32| state & (ESTABLISHED | ONE_WAY) == 0 && state & ANSWERED != 0 && !ended(state);
+        |state: u32| state & ESTABLISHED == 0 && state & (ANSWERED | ONE_WAY) != 0 && !ended(state);
     if place % tag::WORDS == tag::own(place / tag::WORDS) {
         return None;
     }

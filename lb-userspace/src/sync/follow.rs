@@ -15,6 +15,8 @@
 //! over as well. So a connection that began in the last moment is not lost, nor one that
 //! began with either of two nodes that had lost each other.
 
+use std::collections::HashMap;
+
 use lb_common::abi::{Flow, FlowKey, tag};
 use lb_common::flow::twin_key;
 use lb_ebpf::{Memory, connections};
@@ -69,6 +71,8 @@ pub struct Follow {
     held: Vec<Held>,
     /// By this node's places, a bit each: it was in the snapshot that is coming.
     marked: Option<Vec<u64>>,
+    /// Where flows stand that [`Self::late`] has entered, by the sender's places.
+    late: HashMap<u32, Held>,
     /// See [`Counts`].
     pub counts: Counts,
 }
@@ -81,6 +85,7 @@ impl Follow {
             return Err(TooLarge);
         }
         self.held = vec![Held::default(); places as usize];
+        self.late = HashMap::new();
         self.marked = Some(vec![0; own.div_ceil(u64::BITS) as usize]);
         Ok(())
     }
@@ -138,9 +143,12 @@ impl Follow {
         for &place in &flows.gone {
             self.release(memory, place);
         }
-        // Those that are just beginning are for a node that forwards.
-        for record in flows.there.iter().filter(|record| !record.half_open()) {
-            self.upsert(memory, dictionary, record, now);
+        for record in &flows.there {
+            if record.half_open() {
+                self.enter_new(memory, dictionary, record, now);
+            } else {
+                self.upsert(memory, dictionary, record, now);
+            }
         }
         true
     }
@@ -149,20 +157,44 @@ impl Follow {
     /// said while it stopped forwarding, or while both did. What is known stays as it is,
     /// and nobody gives way.
     pub fn late(&mut self, memory: &impl Memory, dictionary: &Dictionary, flows: &Flows, now: Now) {
-        for record in &flows.there {
-            let Some((key, mut flow)) = dictionary.flow(record) else {
-                self.counts.unknown += 1;
-                continue;
-            };
-            if connections::of_client(memory, &key, &mut Flow::default()) {
-                continue;
-            }
-            flow.life.seen = now.ticks;
-            match enter(memory, &key, &flow, now.stamp) {
-                Some(_) => self.counts.applied += 1,
-                None => self.counts.no_room += 1,
+        for &place in &flows.gone {
+            if let Some(Held { place, version }) = self.late.remove(&place)
+                && connections::remove(memory, place, version)
+            {
+                self.counts.removed += 1;
             }
         }
+        for record in &flows.there {
+            if let Some(held) = self.enter_new(memory, dictionary, record, now)
+                && self.late.len() < connections::places(memory) as usize
+            {
+                self.late.insert(record.place, held);
+            }
+        }
+    }
+
+    /// Enters a flow that is not known here; gives where it stands.
+    fn enter_new(
+        &mut self,
+        memory: &impl Memory,
+        dictionary: &Dictionary,
+        record: &Record,
+        now: Now,
+    ) -> Option<Held> {
+        let Some((key, mut flow)) = dictionary.flow(record) else {
+            self.counts.unknown += 1;
+            return None;
+        };
+        if connections::of_client(memory, &key, &mut Flow::default()) {
+            return None;
+        }
+        flow.life.seen = now.ticks;
+        let Some((place, version)) = enter(memory, &key, &flow, now.stamp) else {
+            self.counts.no_room += 1;
+            return None;
+        };
+        self.counts.applied += 1;
+        Some(Held { place, version })
     }
 
     /// What the sender had at this place is no more.

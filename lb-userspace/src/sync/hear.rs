@@ -144,19 +144,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Hearer<'_, S> {
         let now = self.local.clock.now();
         if self.forwards() {
             self.missed = true;
-            self.local.board.lock().ignored += flows.gone.len() as u64;
             self.follow.leave();
-            (self.follow).late(&*self.local.table, &dictionary, flows, now);
-            return Ok(());
         }
         if !self.follow.follows() {
-            // Of a snapshot that began while this node forwarded: a new one is asked for.
+            // The last words of the node before, or what another says that believes itself
+            // active as well, or the rest of what began while this one was.
+            (self.follow).late(&*self.local.table, &dictionary, flows, now);
             return Ok(());
         }
         if self
             .follow
             .apply(&*self.local.table, &dictionary, flows, now)
         {
+            // It is no news of this node's.
+            self.local.table.take_changed(usize::MAX, |_| ());
             Ok(())
         } else {
             let why = "a message is about a place that there is not";
@@ -244,7 +245,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Hearer<'_, S> {
         drop(view);
         let nobody_acts = self
             .theirs
-            .is_some_and(|theirs| matches!(theirs.role, Role::Initialize | Role::Backup));
+            .is_some_and(|theirs| theirs.role == Role::Backup);
         self.local
             .board
             .set_ready(self.complete || self.acts || nobody_acts);

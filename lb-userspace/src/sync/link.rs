@@ -188,10 +188,19 @@ async fn answer(local: &Local, ends: &Ends, stream: TcpStream) -> Result<Answere
 
 /// Tells the peer in its latest session.
 async fn tell_each(local: &Local, mut sessions: mpsc::Receiver<Answered>) {
-    let mut feed: Option<Feed> = None;
+    let table = &*local.table;
+    let mut feed = Feed::new(table);
     let mut latest = None;
     let mut status = local.status.clone();
     loop {
+        if status.borrow_and_update().role.acts() {
+            feed.owe();
+        } else {
+            // Of this run, or of an earlier one.
+            feed.keep_unsaid(table, |changed| {
+                table.take_changed(usize::MAX, |bucket| changed.push(bucket));
+            });
+        }
         let Some(mut channel) = latest.take() else {
             tokio::select! {
                 session = sessions.recv() => match session {
@@ -202,15 +211,14 @@ async fn tell_each(local: &Local, mut sessions: mpsc::Receiver<Answered>) {
                     if changed.is_err() {
                         return;
                     }
-                    let acts = status.borrow_and_update().role.acts();
+                    let acts = status.borrow().role.acts();
                     local.board.nobody_told(acts);
                 }
             }
             continue;
         };
-        let feed = feed.get_or_insert_with(|| Feed::new(&*local.table));
         tokio::select! {
-            failure = tell(&mut channel, local, feed) => {
+            failure = tell(&mut channel, local, &mut feed) => {
                 if let Some(rejected) = failure.rejected() {
                     local.board.reject(rejected);
                 }

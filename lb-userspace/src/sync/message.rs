@@ -186,11 +186,12 @@ impl Record {
         self.kind & TCP != 0
     }
 
-    /// Whether the backend has answered and the client's proof is still to come. Of such
-    /// there is word only when a node stops forwarding.
+    /// Whether it is TCP whose backend has answered, or whose backend's answers are not
+    /// seen, and the client's proof is still to come. Of such there is word only when a
+    /// node stops forwarding.
     pub const fn half_open(&self) -> bool {
         let state = self.state as u32;
-        state & (ESTABLISHED | ONE_WAY) == 0 && state & ANSWERED != 0 && self.is_tcp()
+        state & ESTABLISHED == 0 && state & (ANSWERED | ONE_WAY) != 0 && self.is_tcp()
     }
 
     /// Whether the data path could have had it.

@@ -119,17 +119,24 @@ pub async fn tell<S: AsyncRead + AsyncWrite + Unpin>(
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Teller<'_, S> {
     async fn run(&mut self) -> Result<std::convert::Infallible, Failure> {
+        self.tell_status().await?;
+        if !self.acts {
+            for flows in self.feed.unsaid() {
+                self.send_flows(flows).await?;
+            }
+        }
         loop {
             if self.heard.elapsed() >= SILENCE {
                 return Err(Failure::silent());
             }
-            let acted = self.acts;
+            // Before the other one hears that this node forwards no longer: then it would
+            // follow it no longer.
+            if self.acts && !self.status.borrow().role.acts() && self.snapshot != Snapshot::Off {
+                self.last_words().await?;
+            }
             self.tell_status().await?;
             let acts = self.acts;
             if !acts {
-                if acted && self.snapshot != Snapshot::Off {
-                    self.last_words().await?;
-                }
                 self.snapshot = Snapshot::Off;
             } else if self.snapshot == Snapshot::Off {
                 self.begin_snapshot().await?;
@@ -241,6 +248,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Teller<'_, S> {
             told += flows.len();
             self.send_flows(flows).await?;
         }
+        self.feed.settle();
         Ok(())
     }
 

@@ -289,3 +289,33 @@ async fn many_who_connect_and_say_nothing_do_not_keep_the_peer_out() {
     running[0].abort();
     again.abort();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_began_while_a_node_had_no_daemon_is_told_when_it_has_one() {
+    let authority = Authority::new();
+    let at = free();
+    let ([killed, other], running) = pair(&authority, at, 400).await;
+    let mut rng = Rng::with_seed(3);
+    for _ in 0..300 {
+        killed.node.begin(&mut rng, UP);
+    }
+    until("they are alike", || {
+        killed.node.facts() == other.node.facts()
+    })
+    .await;
+    running[0].abort();
+    until("it is missed", || !other.view().hears()).await;
+    // The data path goes on until its lease is over; then the other node has begun.
+    for _ in 0..100 {
+        killed.node.begin(&mut rng, UP);
+    }
+    let all = killed.node.facts();
+    other.acts(Role::Active);
+    killed.acts(Role::Backup);
+    let again = tokio::spawn(run(killed.local.clone(), ends(&authority, at)));
+    until("the other knows them", || other.node.facts() == all).await;
+    until("this one follows", || killed.view().ready).await;
+    until("both have all", || killed.node.facts() == all).await;
+    running[1].abort();
+    again.abort();
+}

@@ -85,7 +85,6 @@ fn from(sync: &HaSync) -> String {
     for (count, what) in [
         (sync.unknown, "of unknown services or backends"),
         (sync.no_room, "without room"),
-        (sync.ignored, "ignored while both were active"),
     ] {
         if count > 0 {
             parts.push(styled(NOTABLE, &format!("{count} {what}")));
@@ -138,7 +137,6 @@ mod tests {
             removed: 0,
             unknown: 0,
             no_room: 0,
-            ignored: 0,
             tells: true,
             tells_since_seconds: 90,
             tells_not: None,
