@@ -3,19 +3,23 @@
 use std::fs;
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::process::{Child, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::{Daemon, EchoServer, Family, Host, Net, most_files, wait_until};
+use super::{Daemon, EchoServer, Family, Host, Net, lb_binary, most_files, wait_until};
 
 /// How long anything may take that takes no time on an idle machine.
 const BOUND: Duration = Duration::from_secs(60);
 
 /// The backends of the service: `b1`, `b2`. `b3` is for those who watch.
 const SERVERS: usize = 2;
+
+/// Where the nodes tell each other of connections.
+const SYNC_PORT: u16 = 9444;
 
 /// What a pair is like.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +32,8 @@ pub struct Setting {
     pub interval: &'static str,
     /// More lines of `[ha]`.
     pub more: &'static str,
+    /// Whether the nodes tell each other of connections (`[ha.sync]`).
+    pub sync: bool,
 }
 
 /// Two balancers, of which the first comes before the second.
@@ -57,12 +63,18 @@ impl Pair {
         let node = |number: usize| -> Result<Daemon> {
             let host = hosts(&net)?[number].clone();
             let mut daemon = Daemon::prepare(&net, &host.name, &host, &[]);
-            let text =
-                daemon.node(&["eth0"]) + &section(setting, number) + &text(&net, setting, service);
+            let mut text = daemon.node(&["eth0"]) + &section(setting, number);
+            if setting.sync {
+                text += &sync(&net, setting.family, number)?;
+            }
+            text += &served(&net, setting, service);
             fs::write(&daemon.config, text)?;
             daemon.restart()?;
             Ok(daemon)
         };
+        if setting.sync {
+            make_certificates(&net)?;
+        }
         let pair = Self {
             nodes: [node(0)?, node(1)?],
             servers,
@@ -105,6 +117,20 @@ impl Pair {
     pub fn takes_over(&self, node: usize) -> Result<()> {
         wait_until(&format!("node {node} takes over"), BOUND, || {
             Ok(self.state(node) == "active" && self.has_address(node)?)
+        })
+    }
+
+    /// Waits until the node that listens knows all connections of the active one.
+    pub fn caught_up(&self, active: usize) -> Result<()> {
+        wait_until("the other node knows all connections", BOUND, || {
+            let (tells, hears) = (self.status(active)?, self.status(1 - active)?);
+            Ok(tells["sync"]["tells"] == true
+                && tells["sync"]["behind"] == 0
+                && hears["sync"]["ready"] == true)
+        })
+        .with_context(|| {
+            let said = [0, 1].map(|node| self.status(node).unwrap_or_default().to_string());
+            said.join("\n")
         })
     }
 
@@ -182,8 +208,43 @@ fn section(setting: Setting, node: usize) -> String {
     )
 }
 
+/// Where certificates are.
+const CERTIFICATES: &str = "tls";
+
+/// Those of both nodes, as an operator without a CA makes them.
+fn make_certificates(net: &Net) -> Result<()> {
+    let folder = net.folder().join(CERTIFICATES);
+    let nodes = hosts(net)?.map(|host| format!("{}={},{}", host.name, host.v4, host.v6));
+    let output = Command::new(lb_binary())
+        .args(["tls", "init", "--directory"])
+        .arg(&folder)
+        .args(nodes)
+        .output()
+        .context("cannot run lb")?;
+    let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success(), "lb tls init failed: {complaint}");
+    Ok(())
+}
+
+/// `[ha.sync]` of a node.
+fn sync(net: &Net, family: Family, node: usize) -> Result<String> {
+    let hosts = hosts(net)?;
+    let at = |host: &Host| SocketAddr::new(host.address(family), SYNC_PORT);
+    let (own, other) = (hosts[node], hosts[1 - node]);
+    let folder = Path::new(CERTIFICATES).join(&own.name);
+    let file = |name: &str| folder.join(name).display().to_string();
+    Ok(format!(
+        "[ha.sync]\nlisten = \"{}\"\npeer = \"{}\"\ncert = {:?}\nkey = {:?}\nca = {:?}\n",
+        at(own),
+        at(other),
+        file("node.crt"),
+        file("node.key"),
+        file("ca.crt"),
+    ))
+}
+
 /// `[[service]]`.
-fn text(net: &Net, setting: Setting, service: SocketAddr) -> String {
+fn served(net: &Net, setting: Setting, service: SocketAddr) -> String {
     let backends: Vec<String> = net.backends[..SERVERS]
         .iter()
         .map(|host| {

@@ -161,14 +161,16 @@ impl Steady {
         }
     }
 
-    /// How many connections have not answered a request that went out since then.
-    pub fn behind(&self, since: Instant) -> usize {
+    /// The clients' ends of the connections over which no request is answered that
+    /// went out since then.
+    pub fn behind(&self, since: Instant) -> Vec<SocketAddr> {
         let courses = self.shared.courses();
         courses
             .all
             .iter()
             .filter(|course| course.broke.is_none() && course.freshest <= since)
-            .count()
+            .filter_map(|course| course.stream.local_addr().ok())
+            .collect()
     }
 
     /// Waits until over every connection that is not broken a request is answered
@@ -177,13 +179,14 @@ impl Steady {
         let now = Instant::now();
         wait_until(&format!("every one of the {what}"), bound, || {
             self.fail_with_thread()?;
-            Ok(self.behind(now) == 0)
+            Ok(self.behind(now).is_empty())
         })
         .with_context(|| {
             format!(
-                "{} of {} connections have no answer",
-                self.behind(now),
-                self.count
+                "{} of {} connections have no answer: those from {:?}",
+                self.behind(now).len(),
+                self.count,
+                self.behind(now)
             )
         })
     }
