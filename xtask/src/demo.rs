@@ -28,7 +28,7 @@ pub(crate) fn run() -> Result<ExitCode> {
         shell::cargo()
             .args(["build", "--quiet", "--release"])
             .args(["--package", "lb-userspace", "--bin", "lb"])
-            .args(["--package", "tests", "--bin", "demo"]),
+            .args(["--package", "tests", "--bin", "demo", "--bin", "echo"]),
     )?;
     let shown = show();
     sweep::leftovers()?;

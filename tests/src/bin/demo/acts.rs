@@ -4,10 +4,12 @@
 
 mod change;
 mod outage;
+mod pair;
 mod restart;
 mod weights;
 
 pub(crate) use change::change;
 pub(crate) use outage::outage;
+pub(crate) use pair::pair;
 pub(crate) use restart::restart;
 pub(crate) use weights::weights;

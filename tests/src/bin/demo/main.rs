@@ -1,7 +1,8 @@
 //! `cargo xtask demo`: the load balancer at work, on real connections.
 //!
 //! A client, the balancer and three backends, each in a network namespace of
-//! its own; the backends run nginx. The demonstration does to the balancer what
+//! its own; the backends run nginx. At the end a second balancer joins, in another
+//! such network. The demonstration does to the balancer what
 //! operators do and what happens to them, while clients use it, prints what it
 //! sees, and ends with a table of the promises and whether each held. The exit
 //! status is 0 if all did.
@@ -73,7 +74,9 @@ fn show(screen: &Screen, stop: &Stop) -> Result<bool> {
     acts::outage(&mut world)?;
     screen.part(5, "The daemon is killed under load, and started again");
     acts::restart(&mut world)?;
-    screen.part(6, "What was promised, and what was seen");
+    screen.part(6, "A second balancer stands by, and the active one dies");
+    acts::pair(&mut world)?;
+    screen.part(7, "What was promised, and what was seen");
     world.promises.show(screen);
     let broken = world.promises.broken();
     screen.see("taking everything away");
