@@ -375,7 +375,7 @@ impl Watched {
         answers_come_from(&owners, 0)?;
         Ok(Self {
             fresh: (0..2)
-                .map(|_| Fresh::start(&pair.net.client, pair.service))
+                .map(|_| Fresh::start(&pair.net.client, pair.service, APART))
                 .collect(),
             steady,
             owners,
@@ -413,6 +413,9 @@ impl Watched {
     }
 }
 
+/// Between one new connection of a client and the next.
+const APART: Duration = Duration::from_millis(5);
+
 /// A client that asks over a new connection each time.
 struct Fresh {
     ended: Arc<AtomicBool>,
@@ -427,7 +430,8 @@ struct Outcome {
 }
 
 impl Fresh {
-    fn start(host: &Host, service: SocketAddr) -> Self {
+    /// A pause is made after each.
+    fn start(host: &Host, service: SocketAddr, pause: Duration) -> Self {
         let ended = Arc::<AtomicBool>::default();
         let end = Arc::clone(&ended);
         let thread = host.spawn(move || {
@@ -439,7 +443,7 @@ impl Fresh {
                 }
                 outcome.made += 1;
                 outcome.slowest = outcome.slowest.max(began.elapsed());
-                thread::sleep(Duration::from_millis(5));
+                thread::sleep(pause);
             }
             outcome
         });
@@ -532,5 +536,55 @@ fn after_a_split_one_node_is_left_and_clients_reach_it() -> Result<()> {
         ms(longest)
     );
     ensure!(slowest <= Duration::from_millis(200) + BUSY);
+    Ok(())
+}
+
+/// New connections a second, as fast as two clients make them.
+fn new_connections(pair: &Pair) -> Result<f64> {
+    const LASTS: Duration = Duration::from_millis(1_500);
+    let client = || Fresh::start(&pair.net.client, pair.service, Duration::ZERO);
+    let (one, other) = (client(), client());
+    thread::sleep(LASTS);
+    let mut made = 0;
+    for client in [one, other] {
+        let outcome = client.finish()?;
+        ensure!(outcome.failed.is_empty(), "failed: {:?}", outcome.failed);
+        made += outcome.made;
+    }
+    Ok(made as f64 / LASTS.as_secs_f64())
+}
+
+#[test]
+fn a_peer_that_is_frozen_or_absent_does_not_slow_new_connections() -> Result<()> {
+    let _turn = whole_machine();
+    let alone = Pair::start(Setting {
+        sync: false,
+        ..FULL_NAT
+    })?;
+    let without = new_connections(&alone)?;
+    drop(alone);
+    let mut pair = Pair::start(FULL_NAT)?;
+    let [mut told, mut frozen, mut absent] = <[Vec<f64>; 3]>::default();
+    for _ in 0..3 {
+        pair.caught_up(0)?;
+        told.push(new_connections(&pair)?);
+        pair.nodes[1].signal(Signal::STOP)?;
+        frozen.push(new_connections(&pair)?);
+        pair.nodes[1].signal(Signal::CONT)?;
+        pair.nodes[1].kill9()?;
+        absent.push(new_connections(&pair)?);
+        pair.nodes[1].restart()?;
+        pair.settle(0)?;
+    }
+    let [told, frozen, absent] = [told, frozen, absent].map(|mut rates| {
+        rates.sort_unstable_by(f64::total_cmp);
+        rates[rates.len() / 2]
+    });
+    println!(
+        "new connections a second: {told:.0} with a peer that is told of them, {frozen:.0} with \
+         one that is frozen, {absent:.0} with none, {without:.0} without [ha.sync]"
+    );
+    // A busy machine gives more to one and less to another.
+    ensure!(frozen > told / 2.0 && absent > told / 2.0);
     Ok(())
 }
