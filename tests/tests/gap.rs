@@ -14,6 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use rustix::net::sockopt::set_socket_linger;
 use rustix::process::Signal;
 use tests::netns::{
     Answered, Asked, Family, Host, Owners, Pair, Seen, Setting, Steady, wait_until,
@@ -430,7 +431,8 @@ struct Outcome {
 }
 
 impl Fresh {
-    /// A pause is made after each.
+    /// A pause is made after each. Without one they are broken off: the client would
+    /// run out of ports.
     fn start(host: &Host, service: SocketAddr, pause: Duration) -> Self {
         let ended = Arc::<AtomicBool>::default();
         let end = Arc::clone(&ended);
@@ -438,7 +440,7 @@ impl Fresh {
             let mut outcome = Outcome::default();
             while !end.load(Ordering::Relaxed) {
                 let began = Instant::now();
-                if let Err(error) = ask_once(service) {
+                if let Err(error) = ask_once(service, pause.is_zero()) {
                     outcome.failed.push(format!("{error:#}"));
                 }
                 outcome.made += 1;
@@ -458,7 +460,7 @@ impl Fresh {
 }
 
 /// Connects, asks a server of [`tests::netns::EchoServer`], and ends it.
-fn ask_once(service: SocketAddr) -> Result<()> {
+fn ask_once(service: SocketAddr, break_off: bool) -> Result<()> {
     const PATIENCE: Duration = Duration::from_secs(10);
     let mut stream = TcpStream::connect_timeout(&service, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -466,6 +468,9 @@ fn ask_once(service: SocketAddr) -> Result<()> {
     let mut reply = [0; 32];
     stream.read_exact(&mut reply)?;
     ensure!(reply[..8] == [7; 8], "another's answer");
+    if break_off {
+        set_socket_linger(&stream, Some(Duration::ZERO))?;
+    }
     Ok(())
 }
 

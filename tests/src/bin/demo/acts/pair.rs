@@ -20,18 +20,19 @@ const AROUND: Duration = Duration::from_secs(1);
 /// How long anything may take that is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The longest that clients may be without an answer, at an interval of 100 ms.
+/// The longest that clients may be without an answer: what is left of
+/// it is for a machine that is busy.
 const GAP: Duration = Duration::from_secs(1);
 
 pub(crate) fn pair(world: &mut World<'_>) -> Result<()> {
     world.screen.see(
         "another network: two balancers on one link, lb (priority 150) and lb2 (priority 50), \
-         which speak VRRP every 100 ms, and certificates for both: lb tls init",
+         which speak VRRP every 50 ms, and certificates for both: lb tls init",
     );
     let setting = Setting {
         family: Family::V4,
         forward: "full-nat",
-        interval: "100ms",
+        interval: "50ms",
         more: "",
         sync: true,
     };
