@@ -120,11 +120,14 @@ impl Pair {
         })
     }
 
-    /// Waits until the node that listens knows all connections of the active one.
+    /// Waits until the node that listens knows all connections of the active one, and
+    /// each hears the other.
     pub fn caught_up(&self, active: usize) -> Result<()> {
         wait_until("the other node knows all connections", BOUND, || {
             let (tells, hears) = (self.status(active)?, self.status(1 - active)?);
-            Ok(tells["sync"]["tells"] == true
+            Ok(tells["sync"]["heard"] == true
+                && hears["sync"]["heard"] == true
+                && tells["sync"]["tells"] == true
                 && tells["sync"]["behind"] == 0
                 && hears["sync"]["ready"] == true)
         })

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ::tests::netns::{Family, Pair, Seen, Setting, Steady};
 use anyhow::Result;
+use rustix::process::Signal;
 
 use crate::world::{World, counted, milliseconds};
 
@@ -59,8 +60,10 @@ fn dies(world: &mut World<'_>, pair: &mut Pair, steady: &mut Steady) -> Result<(
     let mut cable = pair.hand(0)?;
     let pid = pair.nodes[0].pid().unwrap_or_default();
     steady.mark();
-    pair.nodes[0].kill9()?;
+    // At once: not when the process has been taken apart.
+    pair.nodes[0].signal(Signal::KILL)?;
     cable.set_link(false)?;
+    pair.nodes[0].kill9()?;
     world.screen.see(&format!(
         "lb is killed (kill -9 {pid}), and its interface goes down"
     ));
