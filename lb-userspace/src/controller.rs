@@ -164,8 +164,9 @@ impl Controller {
         } else {
             Tables::default()
         };
-        let collector =
-            Collector::start(dataplane.table(), config.timeouts, pair::follows(&config))?;
+        // One that still has the lease goes on as the active one.
+        let rests = pair::follows(&config) && dataplane.lease().held().is_none();
+        let collector = Collector::start(dataplane.table(), config.timeouts, rests)?;
         let routes = Routes::listen(dataplane.changes())?;
         Ok(Self {
             collector,

@@ -71,7 +71,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     }
     // Before anything is changed.
     if let Some(sync) = config.ha.as_ref().and_then(|ha| ha.sync.as_ref()) {
-        tls::Renewed::open(sync.files.clone(), sync.listen.ip())?;
+        tls::Renewed::open_untimely(sync.files.clone(), sync.listen.ip())?;
     }
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -141,6 +141,8 @@ pub struct Identity {
     clients: Arc<dyn ClientCertVerifier>,
     facts: Facts,
     path: PathBuf,
+    /// Its time is over, or has not begun.
+    untimely: Option<TlsFault>,
 }
 
 impl Identity {
@@ -151,6 +153,15 @@ impl Identity {
     /// # Errors
     /// The first that is not so.
     pub fn read(paths: &Paths) -> Result<Self, TlsFault> {
+        let identity = Self::load(paths)?;
+        match identity.untimely.clone() {
+            Some(fault) => Err(fault),
+            None => Ok(identity),
+        }
+    }
+
+    /// The same, but its time may be over: it is the peer that refuses it then.
+    fn load(paths: &Paths) -> Result<Self, TlsFault> {
         let provider = Arc::new(ring::default_provider());
         let chain = files::certificates(File::Certificate, &paths.cert)?;
         let key = files::key(&paths.key)?;
@@ -178,8 +189,13 @@ impl Identity {
         let clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
             .build()
             .map_err(no_ca)?;
-        judge(&chain, &roots, &provider, &*clients)
-            .map_err(|error| unfit(paths, &facts, &error))?;
+        let untimely = match judge(&chain, &roots, &provider, &*clients) {
+            Ok(()) => None,
+            Err(error) => match unfit(paths, &facts, &error) {
+                fault @ (TlsFault::Expired { .. } | TlsFault::NotYetValid { .. }) => Some(fault),
+                fault => return Err(fault),
+            },
+        };
         Ok(Self {
             chain,
             certified: Arc::new(certified.into()),
@@ -187,6 +203,7 @@ impl Identity {
             clients,
             facts,
             path: paths.cert.clone(),
+            untimely,
         })
     }
 

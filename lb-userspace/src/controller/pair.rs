@@ -154,7 +154,7 @@ impl Controller {
         let Some(sync) = &ha.sync else {
             return Ok(None);
         };
-        let identity = Renewed::open(sync.files.clone(), sync.listen.ip())?;
+        let identity = Renewed::open_untimely(sync.files.clone(), sync.listen.ip())?;
         let ends = Ends {
             listen: sync.listen,
             peer: sync.peer,

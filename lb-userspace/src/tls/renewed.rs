@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use log::{info, warn};
+use log::{error, info, warn};
 
 use super::{Identity, Paths, TlsFault};
 
@@ -49,10 +49,28 @@ impl Renewed {
     /// # Errors
     /// Why they are no identity.
     pub fn open(paths: Paths, listen: IpAddr) -> Result<Self, TlsFault> {
+        let opened = Self::open_untimely(paths, listen)?;
+        let untimely = opened.now().untimely.clone();
+        untimely.map_or(Ok(opened), Err)
+    }
+
+    /// The same, but the certificate's time may be over, which is warned of: a balancer
+    /// does not stay away for it. The peer refuses it until it is renewed.
+    ///
+    /// # Errors
+    /// Why the files are no identity.
+    pub fn open_untimely(paths: Paths, listen: IpAddr) -> Result<Self, TlsFault> {
         let address = (!listen.is_unspecified()).then_some(listen);
         // Before they are read: what is written meanwhile is noticed the next time.
         let stamps = stamps(&paths);
-        let identity = Arc::new(read(&paths, address)?);
+        let identity = Identity::load(&paths)?;
+        named(&identity, address)?;
+        if let Some(fault) = &identity.untimely {
+            error!(
+                "{fault}; until then the other node refuses this one, and no connection goes over to it"
+            );
+        }
+        let identity = Arc::new(identity);
         let held = Mutex::new(Held {
             identity,
             stamps,
@@ -98,10 +116,12 @@ impl Renewed {
 
 fn read(paths: &Paths, address: Option<IpAddr>) -> Result<Identity, TlsFault> {
     let identity = Identity::read(paths)?;
-    if let Some(address) = address {
-        identity.names(address)?;
-    }
+    named(&identity, address)?;
     Ok(identity)
+}
+
+fn named(identity: &Identity, address: Option<IpAddr>) -> Result<(), TlsFault> {
+    address.map_or(Ok(()), |address| identity.names(address))
 }
 
 fn stamps(paths: &Paths) -> [Option<Stamp>; 3] {

@@ -518,3 +518,20 @@ fn a_node_that_listens_on_any_address_may_have_any_name() {
     let fault = Renewed::open(node.paths.clone(), address(B)).unwrap_err();
     assert!(matches!(fault, TlsFault::OtherName { .. }), "{fault}");
 }
+
+#[test]
+fn a_balancer_starts_although_its_certificate_has_expired_and_takes_up_the_next() {
+    let authority = Authority::new();
+    let node = authority.node(A);
+    let long_ago = SystemTime::UNIX_EPOCH + 10_000 * DAY;
+    authority.certify(&node.paths, A, |params| {
+        params.not_before = SystemTime::UNIX_EPOCH.into();
+        params.not_after = long_ago.into();
+    });
+    let fault = Renewed::open(node.paths.clone(), address(A)).unwrap_err();
+    assert!(matches!(fault, TlsFault::Expired { .. }), "{fault}");
+    let renewed = Renewed::open_untimely(node.paths.clone(), address(A)).unwrap();
+    assert_eq!(renewed.expiry(), long_ago);
+    authority.certify(&node.paths, A, |_| {});
+    assert!(renewed.expiry() > SystemTime::now());
+}
