@@ -128,7 +128,7 @@ fn change(answers: &[Answered], to: Asked, new: usize) -> Result<Change> {
         .next()
         .with_context(|| format!("the new owner answers no {to:?}"))?;
     let last = of(1 - new)
-        .last()
+        .next_back()
         .with_context(|| format!("the old owner has answered no {to:?}"))?;
     Ok(Change {
         silence: first.saturating_duration_since(last),
@@ -211,12 +211,13 @@ fn first_dies(setting: Setting, pace: Duration, bound: Duration) -> Result<()> {
         pair.nodes[0].kill9()?;
         answers_come_from(&owners, 1)?;
         let seen = all_go_on(&mut steady)?;
-        silences.push(silence(&owners.since(died - BUSY), Asked::Ping));
+        let unanswered = silence(&owners.since(died - BUSY), Asked::Ping);
+        silences.push(unanswered);
         worst.push(seen.worst());
         median.push(seen.median());
         println!(
             "{setting:?}: silence {}, median {}, worst {}, client late {}",
-            ms(*silences.last().unwrap()),
+            ms(unanswered),
             ms(seen.median()),
             ms(seen.worst()),
             ms(seen.late)
