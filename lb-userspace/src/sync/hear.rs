@@ -116,6 +116,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Hearer<'_, S> {
             News::SnapshotEnd => {
                 let acts = || self.local.status.borrow().role.acts();
                 self.complete |= self.follow.end(&*self.local.table, acts);
+                self.no_news();
             }
         }
         self.note();
@@ -156,12 +157,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Hearer<'_, S> {
             .follow
             .apply(&*self.local.table, &dictionary, flows, now)
         {
-            // It is no news of this node's.
-            self.local.table.take_changed(usize::MAX, |_| ());
+            self.no_news();
             Ok(())
         } else {
             let why = "a message is about a place that there is not";
             Err(Failure::Rejected(Rejected::Garbage, why.to_owned()))
+        }
+    }
+
+    /// What was changed in the table is the other node's, who need not be told of it. If
+    /// this one begins to forward just now, it tells of its whole table anyhow.
+    fn no_news(&self) {
+        if !self.forwards() {
+            self.local.table.take_changed(usize::MAX, |_| ());
         }
     }
 
