@@ -5,12 +5,13 @@
 //! Everything follows from a seed, which is printed: `LB_TEST_SEED=N` takes another
 //! one, `LB_TEST_ADVERTISEMENTS=N` takes more or fewer.
 
-use std::env;
 use std::net::IpAddr;
 
 use fastrand::Rng;
 use lb_userspace::vrrp::packet;
 use packet::{Advertisement, Checksum, Interval};
+
+mod hostile;
 
 #[path = "../../fuzz/properties/advertisement.rs"]
 mod advertisement;
@@ -20,21 +21,8 @@ const PACKETS: u64 = 200_000;
 
 #[test]
 fn whatever_comes_from_the_link_is_taken_for_what_it_is() {
-    let seed = number("LB_TEST_SEED", SEED);
-    let packets = number("LB_TEST_ADVERTISEMENTS", PACKETS);
-    println!("seed {seed}, {packets} packets");
-    let mut rng = Rng::with_seed(seed);
-    for _ in 0..packets {
-        let mut data = good(&mut rng);
-        for _ in 0..rng.usize(0..4) {
-            damage(&mut rng, &mut data);
-        }
-        advertisement::holds(&data);
-    }
-}
-
-fn number(name: &str, otherwise: u64) -> u64 {
-    env::var(name).map_or(otherwise, |text| text.parse().expect(name))
+    let these = ("LB_TEST_ADVERTISEMENTS", PACKETS, "packets");
+    hostile::bounded(SEED, these, good, advertisement::holds);
 }
 
 /// What the properties take for a good packet: a byte that says how it is to be
@@ -85,18 +73,4 @@ fn good(rng: &mut Rng) -> Vec<u8> {
     }
     data.extend(message);
     data
-}
-
-fn damage(rng: &mut Rng, data: &mut Vec<u8>) {
-    if data.is_empty() {
-        return;
-    }
-    let at = rng.usize(0..data.len());
-    match rng.u8(0..5) {
-        0 => data[at] ^= 1 << rng.u8(0..8),
-        1 => data[at] = [0, 1, 0x7f, 0x80, 0xff][rng.usize(0..5)],
-        2 => data.truncate(at),
-        3 => data.insert(at, rng.u8(..)),
-        _ => data.extend((0..rng.usize(1..40)).map(|_| rng.u8(..))),
-    }
 }

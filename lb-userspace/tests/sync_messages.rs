@@ -5,12 +5,12 @@
 //! Everything follows from a seed, which is printed: `LB_TEST_SEED=N` takes another
 //! one, `LB_TEST_MESSAGES=N` takes more or fewer.
 
-use std::env;
-
 use fastrand::Rng;
 use lb_common::abi::forward;
 use lb_userspace::sync::message;
 use message::{Ends, Flows, Frame, Hello, Host, News, Record, Reply, Role, Status};
+
+mod hostile;
 
 #[path = "../../fuzz/properties/sync.rs"]
 mod sync;
@@ -20,21 +20,8 @@ const MESSAGES: u64 = 200_000;
 
 #[test]
 fn whatever_comes_from_the_other_node_is_taken_for_what_it_is() {
-    let seed = number("LB_TEST_SEED", SEED);
-    let messages = number("LB_TEST_MESSAGES", MESSAGES);
-    println!("seed {seed}, {messages} messages");
-    let mut rng = Rng::with_seed(seed);
-    for _ in 0..messages {
-        let mut data = good(&mut rng);
-        for _ in 0..rng.usize(0..4) {
-            damage(&mut rng, &mut data);
-        }
-        sync::holds(&data);
-    }
-}
-
-fn number(name: &str, otherwise: u64) -> u64 {
-    env::var(name).map_or(otherwise, |text| text.parse().expect(name))
+    let these = ("LB_TEST_MESSAGES", MESSAGES, "messages");
+    hostile::bounded(SEED, these, good, sync::holds);
 }
 
 /// What the properties take for a good message: a byte that says which it is, then the
@@ -115,19 +102,5 @@ fn record(rng: &mut Rng) -> Record {
             .0
             .try_into()
             .expect("it has four"),
-    }
-}
-
-fn damage(rng: &mut Rng, data: &mut Vec<u8>) {
-    if data.is_empty() {
-        return;
-    }
-    let at = rng.usize(0..data.len());
-    match rng.u8(0..5) {
-        0 => data[at] ^= 1 << rng.u8(0..8),
-        1 => data[at] = [0, 1, 0x7f, 0x80, 0xff][rng.usize(0..5)],
-        2 => data.truncate(at),
-        3 => data.insert(at, rng.u8(..)),
-        _ => data.extend((0..rng.usize(1..40)).map(|_| rng.u8(..))),
     }
 }

@@ -252,6 +252,12 @@ impl Table {
         true
     }
 
+    /// Adds every bucket to these in which something has changed: see
+    /// [`Self::take_changed`].
+    pub fn add_changed(&self, buckets: &mut Vec<u32>) {
+        self.take_changed(usize::MAX, |bucket| buckets.push(bucket));
+    }
+
     /// Every connection, and whether it is established.
     pub fn all(&self) -> impl Iterator<Item = (FlowKey, Flow, bool)> + '_ {
         (0..connections::places(self))

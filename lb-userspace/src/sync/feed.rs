@@ -1,9 +1,9 @@
 //! What the other node is told of this one's table: all of it at first, then what has
 //! changed.
 //!
-//! The data path makes a byte non-zero for a bucket of the table in which something
-//! has begun, has changed its state, or has gone: one store where a line of the table
-//! is written anyhow, and nothing for a packet that changes nothing. There is no queue
+//! The data path makes a byte non-zero for a bucket of the table in which an established
+//! connection has come, has changed its state, or has gone: one store where a line of the
+//! table is written anyhow, and nothing for a packet that changes nothing. There is no queue
 //! of changes that could fill up. A changed bucket is read, and each of its places is
 //! compared with what the other node was last told of it ([`Told`]); the difference is
 //! sent. So changes that follow each other before the bucket is read are one change,
@@ -11,7 +11,8 @@
 //!
 //! What a session keeps is bounded by the size of the table, whatever the other node
 //! does: eight bytes for each place (14 MB for a million flows), and four for each
-//! bucket that was found changed and has not been read yet.
+//! bucket that was found changed and has not been read yet; between two sessions, up to
+//! [`MOST_UNSAID`] flows besides.
 
 use lb_common::abi::{Flow, FlowKey, TCP, tag};
 use lb_common::flow::{ANSWERED, ESTABLISHED, ONE_WAY, ended};

@@ -153,9 +153,9 @@ impl Follow {
         true
     }
 
-    /// Enters what this node, which forwards by now, does not know: what the other one
+    /// Enters what this node does not know, although it follows nobody: what the other one
     /// said while it stopped forwarding, or while both did. What is known stays as it is,
-    /// and nobody gives way.
+    /// and nobody gives way; only what was entered here goes again.
     pub fn late(&mut self, memory: &impl Memory, dictionary: &Dictionary, flows: &Flows, now: Now) {
         for &place in &flows.gone {
             if let Some(Held { place, version }) = self.late.remove(&place)

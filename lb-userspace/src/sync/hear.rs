@@ -225,8 +225,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Hearer<'_, S> {
         if self.acts {
             self.follow.leave();
             self.complete = false;
-        } else if acted || std::mem::take(&mut self.missed) {
-            self.missed = false;
+        } else if std::mem::take(&mut self.missed) || acted {
             self.again().await?;
         }
         self.note();

@@ -197,9 +197,7 @@ async fn tell_each(local: &Local, mut sessions: mpsc::Receiver<Answered>) {
             feed.owe();
         } else {
             // Of this run, or of an earlier one.
-            feed.keep_unsaid(table, |changed| {
-                table.take_changed(usize::MAX, |bucket| changed.push(bucket));
-            });
+            feed.keep_unsaid(table, |changed| table.add_changed(changed));
         }
         let Some(mut channel) = latest.take() else {
             tokio::select! {

@@ -194,9 +194,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Teller<'_, S> {
             }
             let mut flows = Flows::default();
             let table = &self.local.table;
-            let take = |changed: &mut Vec<u32>| {
-                table.take_changed(usize::MAX, |bucket| changed.push(bucket));
-            };
+            let take = |changed: &mut Vec<u32>| table.add_changed(changed);
             let filled = self.feed.fill(&**table, take, &mut flows);
             any |= !flows.is_empty();
             self.send_flows(flows).await?;
@@ -229,9 +227,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Teller<'_, S> {
         let table = &local.table;
         loop {
             let mut flows = Flows::default();
-            let take = |changed: &mut Vec<u32>| {
-                table.take_changed(usize::MAX, |bucket| changed.push(bucket));
-            };
+            let take = |changed: &mut Vec<u32>| table.add_changed(changed);
             let filled = self.feed.fill(&**table, take, &mut flows);
             self.send_flows(flows).await?;
             if filled == Filled::Done {
